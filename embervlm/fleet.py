@@ -141,7 +141,7 @@ class Fleet:
         except (OSError, UnicodeDecodeError) as error:
             raise FleetError(f"{path}: cannot read the fleet file ({_reason(error)})") from None
         try:
-            document = yaml.load(text, Loader=_PlainLoader)
+            document = yaml.load(text, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise FleetError(f"{path}: not valid YAML ({_reason(error)})") from None
         try:
