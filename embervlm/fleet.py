@@ -176,9 +176,9 @@ class _PlainLoader(yaml.SafeLoader):
     """Safe YAML without aliases: a short file cannot expand into a huge one."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.events.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.events.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not supported in fleet files")
-        return super().compose_node(parent, index)  # type: ignore[no-any-return]
+        return super().compose_node(parent, index)
 
 
 def _robot_from_entry(entry: Any, number: int) -> Robot:

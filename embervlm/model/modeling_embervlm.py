@@ -1,0 +1,321 @@
+"""The model: a picture's features are projected into the language model's input, and the robot head reads its states.
+
+The fleet is not part of the token sequence. Each robot's description is encoded on its own, from position 0; the keys and
+values of all descriptions are the constant start that every prompt attends to, and the last state of each description is
+that robot's key. So the order of a fleet does not matter, a fleet is encoded once and reused, and its length takes none
+of the prompt's positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, GPT2LMHeadModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import ModelOutput
+
+from embervlm.model.configuration_embervlm import EmberVLMConfig
+from embervlm.model.repvit import RepViT
+from embervlm.prompts import IGNORED
+
+
+@dataclass
+class FleetState:
+    """What the model keeps of a fleet.
+
+    Attributes:
+        robot_states: the last state of each description, (robots, width).
+        keys, values: of every layer, all descriptions' tokens one after another, (1, heads, fleet tokens, head width).
+    """
+
+    robot_states: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all descriptions together."""
+        return self.keys[0].shape[2]
+
+    def cache(self, batch: int) -> DynamicCache:
+        """A key-value cache that starts with this fleet, for a batch of prompts."""
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), layer)
+        return cache
+
+
+@dataclass
+class EmberVLMOutput(ModelOutput):  # type: ignore[misc]
+    """What :meth:`EmberVLMForConditionalGeneration.forward` returns.
+
+    Attributes:
+        loss: the sum of the parts below that could be computed.
+        logits: (batch, kept places, vocabulary); None when labels were given.
+        past_key_values: the cache, when asked for.
+        leader_logits: (batch, robots); their softmax says who leads.
+        member_logits: (batch, robots); their sigmoid says who goes along.
+        language_loss, leader_loss, member_loss: the parts of the loss.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    leader_logits: Tensor | None = None
+    member_logits: Tensor | None = None
+    language_loss: Tensor | None = None
+    leader_loss: Tensor | None = None
+    member_loss: Tensor | None = None
+
+
+class Projector(nn.Module):
+    """Visual features to the language model's width: normalisation and a two-layer perceptron."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features)
+        self.up = nn.Linear(features, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        # Small, so that pictures start as faint as words.
+        self.down.initial_std = 0.002  # type: ignore[assignment]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(pictures, features, height, width) -> (pictures, height * width, language model's width)."""
+        tokens = features.flatten(2).transpose(1, 2)
+        return cast(Tensor, self.down(F.gelu(self.up(self.norm(tokens)))))
+
+
+class RobotHead(nn.Module):
+    """Compares the state at ``<|robot_selection|>`` with each robot's own state: one logit a robot of the fleet in use."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.state_norm = nn.LayerNorm(width)
+        self.robot_norm = nn.LayerNorm(width)
+        self.leader_query = nn.Linear(width, width)
+        self.leader_key = nn.Linear(width, width)
+        self.member_query = nn.Linear(width, width)
+        self.member_key = nn.Linear(width, width)
+        self.scale = width**-0.5
+
+    def forward(self, state: Tensor, robot_states: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, width) and (robots, width) -> leader logits and member logits, each (batch, robots)."""
+        state, robots = self.state_norm(state), self.robot_norm(robot_states)
+        leader = self.leader_query(state) @ self.leader_key(robots).T * self.scale
+        member = self.member_query(state) @ self.member_key(robots).T * self.scale
+        return leader, member
+
+
+class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """EmberVLM. ``generate`` writes text for prompts without a fleet; a selection goes through ``RobotSelector``."""
+
+    config_class = EmberVLMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = False
+    _supports_sdpa = True
+    _no_split_modules = ["GPT2Block"]
+    _tied_weights_keys = {"language_model.lm_head.weight": "language_model.transformer.wte.weight"}
+    # The Trainer then divides by the accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: EmberVLMConfig) -> None:
+        super().__init__(config)
+        vision, text = config.vision_config, config.text_config
+        self.vision = RepViT(vision.widths, vision.depths)
+        self.projector = Projector(vision.widths[-1], text.hidden_size)
+        self.language_model = GPT2LMHeadModel(text)
+        self.robot_head = RobotHead(text.hidden_size)
+        self.image_tokens = vision.image_tokens
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initial weights of the parts that are not GPT-2's; the library does GPT-2's by its own class."""
+        if isinstance(module, nn.Conv2d):
+            # He et al., arXiv 1502.01852: the variance over the fan-out, for convolutions before a rectifier.
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+        # Containers are not visited when weights are loaded, so what is special about a leaf is reached through flags.
+        if getattr(module, "starts_at_zero", False):
+            init.zeros_(module.weight)
+        if (std := getattr(module, "initial_std", None)) is not None:
+            init.normal_(module.weight, std=std)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The language model's token embedding."""
+        return cast(nn.Embedding, self.language_model.transformer.wte)
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the language model's token embedding."""
+        self.language_model.transformer.wte = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The language model's head."""
+        return cast(nn.Linear, self.language_model.lm_head)
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the language model's head."""
+        self.language_model.lm_head = new_embeddings
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """(pictures, 3, height, width) -> (pictures, visual tokens, language model's width)."""
+        return cast(Tensor, self.projector(self.vision(pixel_values)))
+
+    def encode_fleet(self, fleet_input_ids: Tensor, fleet_lengths: Tensor) -> FleetState:
+        """Encode the descriptions of a fleet, each on its own.
+
+        Args:
+            fleet_input_ids: (robots, longest description), padded at the end with any id.
+            fleet_lengths: tokens of each description, (robots,).
+        """
+        cache = DynamicCache()
+        # Padding stands behind the text, where the causal mask hides it from every place that is used.
+        states = self.language_model.transformer(
+            input_ids=fleet_input_ids, past_key_values=cache, use_cache=True
+        ).last_hidden_state  # (robots, longest, width)
+        robots, longest = fleet_input_ids.shape
+        used = torch.arange(longest, device=fleet_lengths.device)[None] < fleet_lengths[:, None]  # (robots, longest)
+
+        def in_a_row(tensor: Tensor) -> Tensor:  # (robots, heads, longest, head) -> (1, heads, fleet tokens, head)
+            return tensor.transpose(1, 2)[used].transpose(0, 1)[None]
+
+        return FleetState(
+            robot_states=states[torch.arange(robots, device=states.device), fleet_lengths - 1],
+            keys=[in_a_row(layer.keys) for layer in cache.layers],
+            values=[in_a_row(layer.values) for layer in cache.layers],
+        )
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
+        """Token embeddings with the pictures' features at the image tokens, (batch, tokens, width).
+
+        Raises:
+            ValueError: the image tokens are not as many as the pictures' visual tokens.
+        """
+        embeddings = self.get_input_embeddings()(input_ids)
+        if pixel_values is None:
+            return cast(Tensor, embeddings)
+        features = self.get_image_features(pixel_values).to(embeddings.dtype)
+        places = input_ids == self.config.image_token_id
+        expected = features.shape[0] * features.shape[1]
+        # Counting on a GPU would make the host wait; there, masked_scatter itself refuses too few features.
+        if input_ids.device.type == "cpu" and int(places.sum()) != expected:
+            raise ValueError(
+                f"{int(places.sum())} image tokens in the text, but {features.shape[0]} pictures give {expected} visual "
+                f"tokens ({features.shape[1]} each). Cure: one run of {features.shape[1]} <|image|> tokens a picture"
+            )
+        return cast(Tensor, embeddings.masked_scatter(places[..., None], features))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        fleet_input_ids: Tensor | None = None,
+        fleet_lengths: Tensor | None = None,
+        selection_index: Tensor | None = None,
+        leader_labels: Tensor | None = None,
+        member_labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> EmberVLMOutput:
+        """Run the model on a batch of prompts.
+
+        Args:
+            input_ids: (batch, tokens); image tokens are filled from ``pixel_values`` in order.
+            attention_mask: (batch, tokens), 1 where there is text; not needed when padding stands at the end.
+            position_ids: (batch, tokens); counted from 0 where not given.
+            past_key_values: a cache to go on from.
+            inputs_embeds: (batch, tokens, width), instead of ``input_ids``.
+            pixel_values: (pictures, 3, size, size), one for each run of image tokens.
+            labels: (batch, tokens), -100 where not supervised. The language head then runs at the supervised places
+                alone and no logits are returned.
+            use_cache: return the cache.
+            logits_to_keep: how many last places get logits (0: all), or their indices.
+            fleet_input_ids: (robots, longest description); the prompts then attend to this fleet.
+            fleet_lengths: tokens of each description, (robots,).
+            selection_index: (batch,), the place at which the robot head reads.
+            leader_labels: (batch, robots), the probability that each robot leads; rows sum to 1.
+            member_labels: (batch, robots), 1 for every robot to send.
+            kwargs: ignored; transformers passes some to every model.
+
+        Raises:
+            ValueError: more tokens than the language model has positions, or image tokens without their pictures.
+        """
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("either input_ids or inputs_embeds is needed")
+            inputs_embeds = self.embed(input_ids, pixel_values)
+        batch, tokens = inputs_embeds.shape[:2]
+        fleet = None
+        if fleet_input_ids is not None and fleet_lengths is not None:
+            fleet = self.encode_fleet(fleet_input_ids, fleet_lengths)
+            past_key_values = fleet.cache(batch)
+            position_ids = torch.arange(tokens, device=inputs_embeds.device)[None]
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        positions = self.config.text_config.max_position_embeddings
+        if (tokens if position_ids is not None else seen + tokens) > positions:
+            raise ValueError(
+                f"{seen + tokens} tokens, but the language model has {positions} positions. Cure: a shorter text"
+            )
+        outputs = self.language_model.transformer(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=True if past_key_values is not None else use_cache,
+        )
+        states: Tensor = outputs.last_hidden_state  # (batch, tokens, width)
+
+        result = EmberVLMOutput(past_key_values=outputs.past_key_values if use_cache else None)
+        losses: list[Tensor] = []
+        if fleet is not None and selection_index is not None:
+            at_selection = states[torch.arange(batch, device=states.device), selection_index]  # (batch, width)
+            result.leader_logits, result.member_logits = self.robot_head(at_selection, fleet.robot_states)
+            if leader_labels is not None:
+                result.leader_loss = F.cross_entropy(result.leader_logits.float(), leader_labels.float())
+                losses.append(result.leader_loss)
+            if member_labels is not None:
+                result.member_loss = F.binary_cross_entropy_with_logits(
+                    result.member_logits.float(), member_labels.float()
+                )
+                losses.append(result.member_loss)
+        if labels is not None:
+            result.language_loss = self.language_loss(states, labels)
+            losses.append(result.language_loss)
+            result.loss = torch.stack(losses).sum()
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            result.logits = self.language_model.lm_head(states[:, kept])
+        return result
+
+    def language_loss(self, states: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of the next token over the supervised places; the head runs at these alone.
+
+        Args:
+            states: (batch, tokens, width).
+            labels: (batch, tokens), not shifted.
+        """
+        following = labels[:, 1:]
+        supervised = following != IGNORED
+        logits = self.language_model.lm_head(states[:, :-1][supervised])  # (supervised places, vocabulary)
+        # The sum over no place at all is 0 with a gradient of 0, where the mean would not be a number.
+        total = F.cross_entropy(logits.float(), following[supervised], reduction="sum")
+        return total / supervised.sum().clamp(min=1)
