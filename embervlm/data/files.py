@@ -59,8 +59,8 @@ def list_folder(folder: Path) -> Listing:
             with os.scandir(current) as entries:
                 for entry in entries:
                     if entry.is_symlink():
-                        target = Path(entry.path).resolve()
-                        if not target.is_relative_to(root) or not target.exists():
+                        target = _target(entry.path)
+                        if target is None or not target.is_relative_to(root):
                             links_out.append(entry.path)
                         elif target.is_file():
                             files.append(entry.path)
@@ -68,12 +68,18 @@ def list_folder(folder: Path) -> Listing:
                         pending.append(entry.path)
                     elif entry.is_file(follow_symlinks=False):
                         files.append(entry.path)
-        except (OSError, RuntimeError) as error:  # RuntimeError: links that go round in a circle
-            reason = getattr(error, "strerror", None) or error
-            raise DataError(f"{current}: cannot list the folder ({reason})") from None
+        except OSError as error:
+            raise DataError(f"{current}: cannot list the folder ({error.strerror or error})") from None
         if len(files) > MAX_FILES:
             raise DataError(f"{root}: more than {MAX_FILES:,} files; give the folder of one data set")
     return Listing(root=root, files=tuple(sorted(files)), links_out=tuple(sorted(links_out)))
+
+
+def _target(link: str) -> Path | None:
+    try:
+        return Path(link).resolve(strict=True)
+    except (OSError, RuntimeError):  # leads nowhere, or in a circle (RuntimeError before Python 3.13)
+        return None
 
 
 def relative_name(name: object, place: str) -> PurePosixPath:

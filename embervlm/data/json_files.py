@@ -19,9 +19,9 @@ _BOM = b"\xef\xbb\xbf"
 _PEEK_BYTES = 4 * 1024**2
 _ELEMENT_BYTES = 256 * 1024
 _LIST_KEY = re.compile(rb'"(annotations|questions)"\s*:\s*\[\s*(?=\{)')
-_HEADER_KEYS = frozenset(
-    ("info", "license", "licenses", "images", "annotations", "questions", "question_types", "categories")
-    + ("type", "task_type", "data_type", "data_subtype", "num_choices", "version", "url")
+_COCO_FAMILY = re.compile(
+    rb'\s*\{\s*"(?:info|licenses?|images|annotations|questions|question_types|categories|type|task_type|data_type'
+    rb'|data_subtype|num_choices|version|url)"'
 )
 
 
@@ -124,10 +124,9 @@ def peek_json(path: Path) -> Head | None:
             if opening == b"[":
                 first = _first_object(block[block.index(b"[") + 1 :][:_ELEMENT_BYTES])
                 return None if first is None else Head(path, "", first)
-            first_key = re.match(rb'\s*\{\s*"([^"\\]{0,80})"', block)
-            if first_key is None:
+            if opening != b"{":
                 return None
-            follow = first_key.group(1).decode("utf-8", errors="replace") in _HEADER_KEYS
+            follow = _COCO_FAMILY.match(block) is not None
             while True:
                 more = file.read(_PEEK_BYTES) if follow else b""
                 # A list that opens near the block's end is left to the next round, which sees its first element whole.

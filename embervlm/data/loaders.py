@@ -126,7 +126,7 @@ def load_base(
     folder = Path(folder)
     caps = caps or Caps.of_stage(stage)
     formats = [reader for reader in FORMATS if reader.stage == stage]
-    listing, images = _list(folder, extra_image_roots)
+    listing, images = _list(folder, extra_image_roots, formats)
     found = _recognise(listing, folder, formats, stage)
     ledger = Ledger()
     samples: list[Sample] = []
@@ -154,9 +154,10 @@ def load_base(
     return LoadedData(kept_train, kept_validation, report)
 
 
-def _list(folder: Path, extra_image_roots: Sequence[str | Path]) -> tuple[Listing, ImageFolder]:
+def _list(folder: Path, extra_image_roots: Sequence[str | Path], formats: list[Format]) -> tuple[Listing, ImageFolder]:
     if not folder.exists():
-        raise DataError(f"{folder}: no such data folder")
+        names = ", ".join(reader.name for reader in formats)
+        raise DataError(f"{folder}: no such folder; expected one with {names}")
     listing = list_folder(folder if folder.is_dir() else folder.parent)
     listings = [listing, *(list_folder(Path(root)) for root in extra_image_roots)]
     for each in listings:

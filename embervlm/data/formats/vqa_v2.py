@@ -87,7 +87,11 @@ def read(files: Sequence[Path], images: ImageFolder, ledger: Ledger) -> Iterator
         (annotation_files if head is not None and head.key == "annotations" else question_files).append(file)
     answers = [_read_answers(file) for file in annotation_files]
     questions = [_read_questions(file) for file in question_files]
-    for group, join in _pairs(questions, answers):
+    pairs = _pairs(questions, answers)
+    for candidate in answers:
+        if not any(join is candidate for _, join in pairs):
+            ledger[VQA].notes.append(f"{candidate.file}: annotations passed over, no question file belongs to them")
+    for group, join in pairs:
         if join is None:
             ledger[VQA].notes.append(
                 f"{group.file}: {len(group.records):,} questions passed over, no annotation file answers them"
@@ -150,22 +154,20 @@ def _pairs(questions: list[_Questions], answers: list[_Answers]) -> list[tuple[_
     Names are no guide (VQA v1, v2 and OK-VQA share them, and folders may be called anything), question ids are. Where
     several agree equally the same folder decides.
     """
-    agreements = []
+    agreements: list[tuple[float, bool, int, int]] = []
     for q, group in enumerate(questions):
         usable = (record for record in group.records if isinstance(record, _Question))
         ids = {record.id for record in usable if isinstance(record.id, (int, str))}
         for a, candidate in enumerate(answers):
             shared = len(ids & candidate.by_question.keys())
             if shared:
-                same_folder = group.file.parent == candidate.file.parent
-                agreements.append((shared / len(ids) + shared / len(candidate.by_question), same_folder, -q, -a))
-    chosen: dict[int, _Answers] = {}
-    taken: set[int] = set()
-    for _, _, q, a in sorted(agreements, reverse=True):
-        if -q not in chosen and -a not in taken:
-            chosen[-q] = answers[-a]
-            taken.add(-a)
-    return [(group, chosen.get(q)) for q, group in enumerate(questions)]
+                agreement = shared / len(ids) + shared / len(candidate.by_question)
+                agreements.append((-agreement, group.file.parent != candidate.file.parent, q, a))
+    chosen: dict[int, int] = {}
+    for _, _, q, a in sorted(agreements):
+        if q not in chosen and a not in chosen.values():
+            chosen[q] = a
+    return [(group, answers[chosen[q]] if q in chosen else None) for q, group in enumerate(questions)]
 
 
 def _read_questions(file: Path) -> _Questions:
