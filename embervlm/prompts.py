@@ -127,7 +127,7 @@ def task_pieces(task: str, has_image: bool) -> list[Piece]:
 
 
 def reasoning_pieces(requirements: str, environment: str | None) -> list[Piece]:
-    """The two steps before the selection: what the task needs and what the picture shows (None: there is no picture)."""
+    """The two steps before the selection: what the task needs and what the picture shows (None: no picture)."""
     seen = Piece(f"\n{environment}", supervised=True) if environment is not None else Piece(f"\n{NO_PICTURE}")
     return [
         Piece(control=REASONING_START, supervised=True),

@@ -1,4 +1,4 @@
-"""The model's configuration, its two presets, and the number of visual tokens; the first thing a checkpoint is read by."""
+"""The model's configuration and its two presets; the first thing that is read of a checkpoint."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class EmberVLMConfig(PreTrainedConfig):  # type: ignore[misc]
     model_type = "embervlm"
     sub_configs = {"vision_config": EmberVLMVisionConfig, "text_config": GPT2Config}
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_config: Any = None
+    text_config: Any = None
     image_token_id: int = CONTROL_IDS[IMAGE]
     robot_selection_token_id: int = CONTROL_IDS[ROBOT_SELECTION]
     vision_pretrained: bool = False
@@ -69,6 +69,8 @@ class EmberVLMConfig(PreTrainedConfig):  # type: ignore[misc]
             self.vision_config = EmberVLMVisionConfig(**(self.vision_config or {}))
         if not isinstance(self.text_config, PreTrainedConfig):
             self.text_config = GPT2Config(**(self.text_config or _EMBER_TEXT))
+        # The nested model would otherwise tie its own head.
+        self.text_config.tie_word_embeddings = self.tie_word_embeddings
         super().__post_init__(**kwargs)
 
 
@@ -77,6 +79,7 @@ _TEXT_COMMON: dict[str, Any] = {
     "n_positions": 1024,
     "bos_token_id": END_OF_TEXT_ID,
     "eos_token_id": END_OF_TEXT_ID,
+    "pad_token_id": END_OF_TEXT_ID,
     "resid_pdrop": 0.0,
     "embd_pdrop": 0.0,
     "attn_pdrop": 0.0,

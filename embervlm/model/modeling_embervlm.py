@@ -1,9 +1,9 @@
 """The model: a picture's features are projected into the language model's input, and the robot head reads its states.
 
-The fleet is not part of the token sequence. Each robot's description is encoded on its own, from position 0; the keys and
-values of all descriptions are the constant start that every prompt attends to, and the last state of each description is
-that robot's key. So the order of a fleet does not matter, a fleet is encoded once and reused, and its length takes none
-of the prompt's positions.
+The fleet is not part of the token sequence. Each robot's description is encoded on its own, from position 0; the keys
+and values of all descriptions are the constant start that every prompt attends to, and the last state of each
+description is that robot's key. So the order of a fleet does not matter, a fleet is encoded once and reused, and its
+length takes none of the prompt's positions.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Projector(nn.Module):
 
 
 class RobotHead(nn.Module):
-    """Compares the state at ``<|robot_selection|>`` with each robot's own state: one logit a robot of the fleet in use."""
+    """Compares the state at ``<|robot_selection|>`` with each robot's own state: one logit for each robot in use."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -154,6 +154,13 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         if (std := getattr(module, "initial_std", None)) is not None:
             init.normal_(module.weight, std=std)
 
+    def train(self, mode: bool = True) -> EmberVLMForConditionalGeneration:
+        """As in torch, but a frozen encoder stays in eval mode: its BatchNorm statistics are frozen too."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.vision.parameters()):
+            self.vision.eval()
+        return self
+
     def get_input_embeddings(self) -> nn.Embedding:
         """The language model's token embedding."""
         return cast(nn.Embedding, self.language_model.transformer.wte)
@@ -213,8 +220,8 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         # Counting on a GPU would make the host wait; there, masked_scatter itself refuses too few features.
         if input_ids.device.type == "cpu" and int(places.sum()) != expected:
             raise ValueError(
-                f"{int(places.sum())} image tokens in the text, but {features.shape[0]} pictures give {expected} visual "
-                f"tokens ({features.shape[1]} each). Cure: one run of {features.shape[1]} <|image|> tokens a picture"
+                f"{int(places.sum())} image tokens in the text, but {features.shape[0]} pictures give {expected} "
+                f"visual tokens ({features.shape[1]} each). Cure: one run of {features.shape[1]} tokens a picture"
             )
         return cast(Tensor, embeddings.masked_scatter(places[..., None], features))
 

@@ -1,4 +1,4 @@
-"""What stands before the model: pictures become pixels, chats become token ids; saved and loaded with every checkpoint."""
+"""What stands before the model: pictures become pixels, chats become token ids; saved with every checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RepViT, the vision encoder: a picture becomes a small grid of features that the projector hands to the language model.
+"""RepViT, the vision encoder: a picture becomes a small grid of features, which the projector hands on.
 
 Architecture: Wang et al., "RepViT: Revisiting Mobile CNN From ViT Perspective", arXiv 2307.09283. Parameter names are
 those of timm's ``repvit_m0_9``, so that its released weights load by name; the classifier heads are not built.

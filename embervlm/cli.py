@@ -1,0 +1,256 @@
+"""The ``embervlm`` command: a table of subcommands. Each imports what it needs when it runs, so that help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from embervlm import __version__
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+class UsageError(Exception):
+    """Flags that do not go together."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Returns:
+        0 on success, 1 on a failed check or run, 2 on bad usage.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    _set_up_logging()
+    try:
+        return int(arguments.run(arguments))
+    except UsageError as error:
+        parser.error(str(error))
+    except (ValueError, OSError, RuntimeError) as error:
+        if arguments.debug:
+            raise
+        _wait_for_the_first_process()
+        print(f"embervlm {arguments.command}: {_one_line(error)}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print(f"embervlm {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="embervlm", description="Select the robots of a fleet for a scene and a task."
+    )
+    parser.add_argument("--version", action="version", version=f"embervlm {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (help_text, add_flags, run) in _COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        add_flags(command)
+        command.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+        command.set_defaults(run=run, command=name)
+    return parser
+
+
+def _train_flags(parser: argparse.ArgumentParser) -> None:
+    from embervlm.training.arguments import add_training_flags
+
+    add_training_flags(parser)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from embervlm.training.arguments import settings_from
+
+    settings = settings_from(arguments)
+    settings.check()
+    from embervlm.training.pipeline import run
+
+    run(settings)
+    return 0
+
+
+def _select_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help="a trained model's folder")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--task", metavar="TEXT", help="what is to be done")
+    what.add_argument("--tasks", type=Path, metavar="FILE", help="JSON lines with 'task' and optionally 'image'")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture of the scene")
+    parser.add_argument("--fleet", type=Path, metavar="FILE", help="who can be sent; the model's own fleet without it")
+    parser.add_argument("--top-n", type=int, metavar="N", help="list only the N likeliest robots")
+    parser.add_argument("--reason", action=argparse.BooleanOptionalAction, default=True, help="write the grounds")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _select(arguments: argparse.Namespace) -> int:
+    if arguments.tasks is not None and (arguments.image is not None or not arguments.json):
+        raise UsageError("--tasks goes with --json, and names its pictures itself")
+    if arguments.top_n is not None and arguments.top_n < 1:
+        raise UsageError(f"--top-n must be 1 or more, found {arguments.top_n}")
+    from embervlm.fleet import Fleet
+    from embervlm.selection import RobotSelector, read_task_lines
+
+    fleet = Fleet.from_yaml(arguments.fleet) if arguments.fleet is not None else None
+    tasks = read_task_lines(arguments.tasks) if arguments.tasks is not None else [(arguments.task, arguments.image)]
+    selector = RobotSelector.from_pretrained(arguments.model)
+    for task, image in tasks:
+        selection = selector.select(task, image, top_n=arguments.top_n, reason=arguments.reason, fleet=fleet)
+        if arguments.json:
+            print(json.dumps(selection.to_dict(), ensure_ascii=False), flush=True)
+        else:
+            print(_for_people(selection))
+    return 0
+
+
+def _for_people(selection: Any) -> str:
+    confidence = f"{selection.confidence:.0%}"
+    if len(selection.selected) == 1:
+        lines = [f"Selected Robot: {selection.primary} (confidence: {confidence})"]
+    else:
+        lines = [
+            f"Primary Robot: {selection.primary} ({confidence})",
+            f"Additional Robots: {', '.join(selection.selected[1:])}",
+        ]
+    if selection.reasoning:
+        lines += ["Reasoning:"] + [f"  {number}. {step}" for number, step in enumerate(selection.reasoning, 1)]
+    if len(selection.selected) > 1 or len(selection.plan) > 1:
+        lines.append("Plan:")
+        for phase in selection.plan:
+            after = f" (after {', '.join(map(str, phase.depends_on))})" if phase.depends_on else ""
+            lines.append(f"  {phase.step}. {phase.robot}: {phase.subtask}{after}")
+    return "\n".join(lines)
+
+
+def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help="a trained model's folder")
+    parser.add_argument("--data", required=True, type=Path, metavar="PATH", help="robot files that were not trained on")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write report.json there too")
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffling and the intervals")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from embervlm.evaluation.run import evaluate
+    from embervlm.selection import RobotSelector
+
+    selector = RobotSelector.from_pretrained(arguments.model)
+    report = evaluate(selector, arguments.data, seed=arguments.seed, progress=_progress_line())
+    text = json.dumps(report.to_dict(), indent=2)
+    if arguments.report is not None:
+        arguments.report.mkdir(parents=True, exist_ok=True)
+        (arguments.report / "report.json").write_text(text + "\n", encoding="utf-8")
+    print(text if arguments.json else _report_for_people(report))
+    return 0
+
+
+def _report_for_people(report: Any) -> str:
+    def row(name: str, measured: Any) -> str:
+        return f"  {name:<36} {measured.value:6.1%}  ({measured.low:.1%} to {measured.high:.1%})"
+
+    lines = [f"{report.tasks} tasks about {report.pictures} pictures; 95% intervals in brackets"]
+    lines.append(row("leading robot right", report.leader_accuracy))
+    lines.append(row("exactly the right robots", report.exact_set))
+    if report.shuffled_pictures is not None:
+        lines.append(row("leader, pictures shuffled", report.shuffled_pictures))
+    lines.append(row("leader, no picture", report.no_picture))
+    lines.append("What could be reached at best on these tasks")
+    lines.append(f"  {'by the text alone':<36} {report.text_only_bound:6.1%}")
+    if report.picture_only_bound is not None:
+        lines.append(f"  {'by the picture alone':<36} {report.picture_only_bound:6.1%}")
+    lines.append(f"  {'always the same robot':<36} {report.majority:6.1%}")
+    return "\n".join(lines)
+
+
+def _data_flags(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="WHAT")
+    sample = commands.add_parser("sample", help="write rendered scenes and tasks, in the publishers' layouts")
+    sample.add_argument("--out", required=True, type=Path, metavar="DIR", help="a folder that is not there yet")
+    sample.add_argument("--scenes", type=int, default=1600, metavar="N", help="pictures for training")
+    sample.add_argument("--seed", type=int, default=0, metavar="S", help="of the scenes and tasks")
+    sample.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    if arguments.scenes < 1 or arguments.seed < 0:
+        raise UsageError("--scenes must be 1 or more and --seed 0 or more")
+    from embervlm.data.sample_data.write import write_sample_data
+
+    summary = write_sample_data(arguments.out, scenes=arguments.scenes, seed=arguments.seed)
+    print(summary)
+    return 0
+
+
+def _doctor_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, metavar="DIR", help="check this model's folder too")
+    parser.add_argument("--stage1_data", type=Path, metavar="DIR", help="check this data of stage 1 too")
+    parser.add_argument("--stage2_data", type=Path, metavar="DIR", help="check this data of stage 2 too")
+    parser.add_argument("--robot_data", type=Path, metavar="DIR", help="check these robot tasks too")
+    parser.add_argument("--fleet", type=Path, metavar="FILE", help="check this fleet file too")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from embervlm.doctor import examine
+
+    checks = examine(
+        arguments.model, arguments.stage1_data, arguments.stage2_data, arguments.robot_data, arguments.fleet
+    )
+    for number, check in enumerate(checks, 1):
+        print(f"{number:2}. {'ok    ' if check.passed else 'FAILED'} {check.name}: {check.found}")
+    failed = sum(not check.passed for check in checks)
+    print(f"{len(checks) - failed} of {len(checks)} checks passed")
+    return EXIT_FAILED if failed else 0
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
+    "train": ("Run the training pipeline.", _train_flags, _train),
+    "select": ("Select the robots for a task.", _select_flags, _select),
+    "evaluate": ("Measure a model on robot tasks.", _evaluate_flags, _evaluate),
+    "data": ("Make sample data.", _data_flags, _data),
+    "doctor": ("Check this machine, a model and data.", _doctor_flags, _doctor),
+}
+
+
+def _set_up_logging() -> None:
+    logger = logging.getLogger("embervlm")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    # The first process speaks for all.
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+
+
+def _wait_for_the_first_process() -> None:
+    """Let the first process say what most likely stopped all of them, once; torchrun then ends this one."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(5)
+
+
+def _progress_line() -> Callable[[str, int, int], None]:
+    """Progress on one line of a terminal; a line at each end where standard error is no terminal."""
+    on_terminal = sys.stderr.isatty()
+
+    def show(what: str, done: int, total: int) -> None:
+        if on_terminal:
+            end = "\n" if done == total else ""
+            print(f"\r{what}: {done}/{total} tasks", end=end, file=sys.stderr, flush=True)
+        elif done == total:
+            print(f"{what}: {total} tasks", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Samples to batches: the last step of the data's way, where prompts are encoded, pictures decoded and rows padded.
+
+What a sample looks like in an epoch depends on the seed, the epoch and its place alone, so that a run can be repeated
+and resumed whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from embervlm.data.images import decode_image
+from embervlm.data.sample import RobotSample, Sample
+from embervlm.fleet import Fleet
+from embervlm.prompts import (
+    CAPTION_QUESTION,
+    IGNORED,
+    SHORT_ANSWER_HINT,
+    Encoded,
+    Piece,
+    chat_pieces,
+    encode,
+    end_pieces,
+    grounds_pieces,
+    plan_pieces,
+    reasoning_pieces,
+    robot_description,
+    selection_pieces,
+    task_pieces,
+)
+from embervlm.tokens import END_OF_TEXT_ID, ROBOT_SELECTION, encode_text
+
+#: How often a task with written grounds is trained with them, and how often a task's picture is left out.
+REASONING_SHARE = 0.25
+PICTURE_DROPOUT = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sample, ready to be put in a batch.
+
+    Attributes:
+        encoded: token ids and labels.
+        pixels: (3, size, size), or None without a picture.
+        selection_index: the place at which the robot head reads; None in stages 1 and 2.
+        leader, members: one number a robot of the fleet, as the model's ``leader_labels`` and ``member_labels``.
+    """
+
+    encoded: Encoded
+    pixels: NDArray[np.float32] | None
+    selection_index: int | None = None
+    leader: tuple[float, ...] = ()
+    members: tuple[float, ...] = ()
+
+
+def conversation_pieces(sample: Sample) -> list[Piece]:
+    """A sample of stages 1 and 2 as a prompt: a caption and a short answer are one turn with a fixed wording."""
+    if sample.style == "caption":
+        turns = [(CAPTION_QUESTION, turn.answer) for turn in sample.turns]
+    elif sample.style == "short_answer":
+        turns = [(f"{turn.question} {SHORT_ANSWER_HINT}", turn.answer) for turn in sample.turns]
+    else:
+        turns = [(turn.question, turn.answer) for turn in sample.turns]
+    return chat_pieces(turns, has_image=sample.image is not None)
+
+
+def robot_task_pieces(sample: RobotSample, *, with_reasoning: bool, with_image: bool, leader: str) -> list[Piece]:
+    """A robot task as a prompt: task, reasoning, selection with ``leader`` first, grounds, plan."""
+    has_image = with_image and sample.image is not None
+    pieces = task_pieces(sample.task, has_image)
+    reasoning = sample.reasoning if with_reasoning else None
+    if reasoning is not None:
+        pieces += reasoning_pieces(reasoning.requirements, reasoning.environment if has_image else None)
+    pieces += selection_pieces([leader, *(name for name in sample.selected if name != leader)])
+    if reasoning is not None:
+        pieces += grounds_pieces(reasoning.capabilities)
+    if sample.plan:
+        pieces += plan_pieces([(step.order, step.robot, step.subtask) for step in sample.plan])
+    return pieces + end_pieces()
+
+
+class _SampleDataset(Dataset[Example]):
+    def __init__(self, processor: Any, *, augment: bool, seed: int) -> None:
+        self.tokenizer, self.image_processor = processor.tokenizer, processor.image_processor
+        self.image_tokens: int = processor.image_tokens
+        self.max_length: int = processor.tokenizer.model_max_length
+        self.augment, self.seed, self.epoch = augment, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch is running; the Trainer calls it."""
+        self.epoch = epoch
+
+    def _random(self, index: int) -> random.Random:
+        return random.Random(f"{self.seed}/{self.epoch if self.augment else 0}/{index}")
+
+    def _encode(self, pieces: list[Piece]) -> Encoded:
+        encoded = encode(pieces, self.tokenizer, self.image_tokens)
+        # Only conversations can be this long; their last turns are what is cut.
+        return Encoded(encoded.input_ids[: self.max_length], encoded.labels[: self.max_length])
+
+    def _pixels(self, path: Any, rng: random.Random) -> NDArray[np.float32]:
+        image = decode_image(path)
+        pixels: NDArray[np.float32] = self.image_processor.pixels(vary(image, rng) if self.augment else image)
+        return pixels
+
+
+class ConversationDataset(_SampleDataset):
+    """The samples of stages 1 and 2.
+
+    Args:
+        samples: what to train or validate on.
+        processor: the model's processor.
+        augment: vary the pictures, for training.
+        seed: of the variation.
+    """
+
+    def __init__(self, samples: Sequence[Sample], processor: Any, *, augment: bool, seed: int) -> None:
+        super().__init__(processor, augment=augment, seed=seed)
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def encoded(self, index: int) -> Encoded:
+        """The sample's token ids and labels, without opening its picture."""
+        return self._encode(conversation_pieces(self.samples[index]))
+
+    def __getitem__(self, index: int) -> Example:
+        sample = self.samples[index]
+        pixels = None if sample.image is None else self._pixels(sample.image, self._random(index))
+        return Example(self.encoded(index), pixels)
+
+
+class RobotTaskDataset(_SampleDataset):
+    """The tasks of stage 3.
+
+    Args:
+        samples: what to train or validate on.
+        processor: the model's processor.
+        fleet: whose robots the labels stand for, in its order.
+        augment: vary the pictures, leave some out, and write the grounds for some; for training.
+        seed: of the variation.
+    """
+
+    def __init__(
+        self, samples: Sequence[RobotSample], processor: Any, fleet: Fleet, *, augment: bool, seed: int
+    ) -> None:
+        super().__init__(processor, augment=augment, seed=seed)
+        self.samples, self.fleet = samples, fleet
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def encoded(self, index: int) -> Encoded:
+        """The task's token ids and labels with all that is written about it, without opening its picture."""
+        sample = self.samples[index]
+        return self._encode(robot_task_pieces(sample, with_reasoning=True, with_image=True, leader=sample.leaders[0]))
+
+    def __getitem__(self, index: int) -> Example:
+        sample, rng = self.samples[index], self._random(index)
+        with_reasoning = self.augment and rng.random() < REASONING_SHARE
+        with_image = sample.image is not None and not (self.augment and rng.random() < PICTURE_DROPOUT)
+        leader = rng.choice(sample.leaders)
+        encoded = self._encode(
+            robot_task_pieces(sample, with_reasoning=with_reasoning, with_image=with_image, leader=leader)
+        )
+        return Example(
+            encoded,
+            self._pixels(sample.image, rng) if with_image else None,
+            selection_index=encoded.input_ids.index(self.tokenizer.convert_tokens_to_ids(ROBOT_SELECTION)),
+            leader=tuple((name in sample.leaders) / len(sample.leaders) for name in self.fleet.names),
+            members=tuple(float(name in sample.selected) for name in self.fleet.names),
+        )
+
+
+def vary(image: Image.Image, rng: random.Random) -> Image.Image:
+    """A training picture seen a little differently: a crop of 75-100%, a flip, light, contrast and colour by 30%."""
+    scale = rng.uniform(0.75, 1.0) ** 0.5
+    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
+    image = image.crop((left, top, left + width, top + height))
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhance(image).enhance(rng.uniform(0.7, 1.3))
+    return image
+
+
+def encode_fleet_text(fleet: Fleet, tokenizer: Any) -> dict[str, Tensor]:
+    """A fleet's descriptions as the model's ``fleet_input_ids`` (robots, longest) and ``fleet_lengths`` (robots,)."""
+    rows = [encode_text(tokenizer, robot_description(robot)) for robot in fleet]
+    return {
+        # Any id will do behind a description; transformers would warn about that of the padding token.
+        "fleet_input_ids": _pad(rows, 0),
+        "fleet_lengths": torch.tensor([len(row) for row in rows]),
+    }
+
+
+class Collator:
+    """Examples to one batch, padded at the end to the longest; with a fleet, its descriptions go along once."""
+
+    def __init__(self, tokenizer: Any, fleet: Fleet | None = None) -> None:
+        self.fleet_text = encode_fleet_text(fleet, tokenizer) if fleet is not None else {}
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """The batch, by the names of the model's arguments."""
+        batch = {
+            # First, since the Trainer takes the batch size from the first entry.
+            "input_ids": _pad([example.encoded.input_ids for example in examples], END_OF_TEXT_ID),
+            "labels": _pad([example.encoded.labels for example in examples], IGNORED),
+        }
+        pixels = [example.pixels for example in examples if example.pixels is not None]
+        if pixels:
+            batch["pixel_values"] = torch.from_numpy(np.stack(pixels))
+        if self.fleet_text:
+            batch["selection_index"] = torch.tensor([example.selection_index for example in examples])
+            batch["leader_labels"] = torch.tensor([example.leader for example in examples])
+            batch["member_labels"] = torch.tensor([example.members for example in examples])
+            batch |= self.fleet_text
+        return batch
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    padded = torch.full((len(rows), max(len(row) for row in rows)), value)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = torch.tensor(row)
+    return padded

@@ -1,0 +1,330 @@
+"""Where weights come from and how a model folder is written: starting weights, complete folders, their manifest.
+
+A model folder is complete when its ``manifest.json`` is there, which is written last and lists every other file's size
+and SHA-256. Only safetensors and JSON are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+from embervlm.fleet import Fleet
+from embervlm.model.configuration_embervlm import PRETRAINED_LANGUAGE_MODEL, PRETRAINED_VISION, preset_config
+from embervlm.model.modeling_embervlm import EmberVLMForConditionalGeneration
+from embervlm.model.processing_embervlm import EmberVLMProcessor
+from embervlm.tokens import TokenizerError, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+FLEET_FILE = "fleet.yaml"
+_HUB_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+
+
+class WeightsError(ValueError):
+    """Weights or a model folder that cannot be used; the message names the folder, what is wrong and the cure."""
+
+
+def starting_model(preset: str, language_model: str | None, vision_weights: str | None) -> Any:
+    """A model to start stage 1 from.
+
+    Args:
+        preset: ``ember`` or ``spark``.
+        language_model: a hub name or folder of a GPT-2 model, ``none``, or None for the preset's own.
+        vision_weights: a hub name, folder or safetensors file of RepViT weights, ``none``, or None for the preset's.
+
+    Raises:
+        WeightsError: weights that were asked for by folder are not there, or do not fit the preset.
+    """
+    config = preset_config(preset)
+    language, from_hub = _pick(language_model, PRETRAINED_LANGUAGE_MODEL[preset])
+    vision, vision_from_hub = _pick(vision_weights, PRETRAINED_VISION[preset])
+    missing = []
+    text_model = vision_state = None
+    if language is not None:
+        text_model = _load_language_model(language, optional=from_hub)
+        missing += [] if text_model is not None else [f"language model {language}"]
+    if vision is not None:
+        vision_state = _load_vision_state(vision, optional=vision_from_hub)
+        missing += [] if vision_state is not None else [f"vision weights {vision}"]
+    if text_model is not None:
+        _adopt_text_config(config, text_model, str(language))
+    model = EmberVLMForConditionalGeneration(config)
+    if text_model is not None:
+        model.language_model.load_state_dict(text_model.state_dict())
+    if vision_state is not None:
+        model.vision.load_state_dict(_fitting_vision(model, vision_state, str(vision)))
+        model.config.vision_pretrained = True
+    if missing or (text_model is None and vision_state is None):
+        cause = f"{' and '.join(missing)} cannot be reached" if missing else "no pretrained weights are asked for"
+        started = [name for name, state in (("language model", text_model), ("vision", vision_state)) if state is None]
+        unfrozen = ", vision unfrozen" if vision_state is None else ""
+        logger.info("%s: %s from nothing%s", cause, " and ".join(started), unfrozen)
+    return model
+
+
+def load_model(folder: str | os.PathLike[str]) -> Any:
+    """The model of one of our folders, or of a plain folder of a GPT-2 language model, as it was saved.
+
+    Raises:
+        WeightsError: the folder is missing, incomplete, damaged, or of another kind of model.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    verify_folder(folder)
+    kind = config.get("model_type")
+    if kind == "gpt2":
+        return starting_model("ember", str(folder), "none")
+    if kind != "embervlm":
+        raise WeightsError(f"{folder}: a model of type {kind!r}; expected embervlm, or gpt2 as the language model")
+    try:
+        model, info = EmberVLMForConditionalGeneration.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
+    except _HUB_ERRORS as error:
+        raise WeightsError(f"{folder}: cannot load the weights ({_one_line(error)})") from None
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if missing or unexpected:
+        raise WeightsError(
+            f"{folder}: the weights do not fit the configuration "
+            f"({len(missing)} missing: {missing[:3]}, {len(unexpected)} not known: {unexpected[:3]})"
+        )
+    return model
+
+
+def load_source_tokenizer(folder: str | os.PathLike[str]) -> Any:
+    """The tokenizer that a folder's weights were trained with, unchecked; None where the folder has none."""
+    from transformers import AutoTokenizer
+
+    if not (Path(folder) / "tokenizer.json").is_file() and not (Path(folder) / "vocab.json").is_file():
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except _HUB_ERRORS as error:
+        raise WeightsError(f"{folder}: cannot read its tokenizer ({_one_line(error)})") from None
+
+
+def load_processor(folder: str | os.PathLike[str]) -> Any:
+    """The processor of one of our folders.
+
+    Raises:
+        WeightsError: it cannot be read, or its tokenizer is not the expected one.
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(str(folder), local_files_only=True)
+        processor.tokenizer = load_tokenizer(folder, max_length=processor.tokenizer.model_max_length)
+    except TokenizerError as error:
+        raise WeightsError(str(error)) from None
+    except _HUB_ERRORS as error:
+        raise WeightsError(f"{folder}: cannot read the processor ({_one_line(error)})") from None
+    return processor
+
+
+def load_fleet(folder: str | os.PathLike[str]) -> Fleet:
+    """The fleet that a model was trained with; the default one where the folder names none."""
+    path = Path(folder) / FLEET_FILE
+    return Fleet.from_yaml(path) if path.is_file() else Fleet.default()
+
+
+def save_folder(
+    folder: str | os.PathLike[str],
+    model: Any,
+    processor: EmberVLMProcessor,
+    fleet: Fleet,
+    extra: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a complete model folder: all of it, or nothing.
+
+    Args:
+        folder: where to; a complete folder that is there is replaced.
+        model, processor, fleet: what to write.
+        extra: further text files, name -> content.
+    """
+    with complete_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        fleet.to_yaml(temporary / FLEET_FILE)
+        for name, content in (extra or {}).items():
+            (temporary / name).write_text(content, encoding="utf-8")
+    return Path(folder)
+
+
+@contextmanager
+def complete_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder to write into, which takes ``folder``'s place, with its manifest, if nothing fails."""
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        write_manifest(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    temporary.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_manifest(folder: Path) -> None:
+    """List every file of ``folder`` with its size and SHA-256 in its ``manifest.json``, which completes it."""
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    temporary = folder / f".{MANIFEST}"
+    temporary.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
+    temporary.rename(folder / MANIFEST)
+
+
+def is_complete(folder: str | os.PathLike[str]) -> bool:
+    """Whether ``folder`` was written to its end."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def verify_folder(folder: str | os.PathLike[str]) -> None:
+    """Hold a folder against its manifest; a folder without one (from another program) passes.
+
+    Raises:
+        WeightsError: a file is missing, or its content is not what was written.
+    """
+    folder = Path(folder)
+    if not is_complete(folder):
+        return
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, entry in files.items():
+            path = folder / name
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise WeightsError(f"{folder}: its manifest names a file outside the folder: {name!r}")
+            if not path.is_file() or path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+                raise WeightsError(
+                    f"{folder}: {name} is missing or damaged (it differs from the manifest). "
+                    "Cure: use another checkpoint, or copy the folder again"
+                )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{folder}: its manifest cannot be read ({_one_line(error)})") from None
+
+
+def _pick(asked: str | None, preset_default: str) -> tuple[str | None, bool]:
+    """What to load and whether doing without is allowed: only the preset's own default may be out of reach."""
+    source = asked if asked is not None else preset_default
+    return (None, False) if source == "none" else (source, asked is None)
+
+
+def _load_language_model(source: str, optional: bool) -> Any:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, local_files_only=Path(source).is_dir() or _hub_out_of_reach()
+        )
+    except _HUB_ERRORS as error:
+        if optional:
+            return None
+        raise WeightsError(
+            f"{source}: cannot load a language model ({_one_line(error)}). "
+            "Cure: a folder with a GPT-2 model, a hub name that can be reached, or --language_model none"
+        ) from None
+    if model.config.model_type != "gpt2":
+        raise WeightsError(f"{source}: a language model of type {model.config.model_type!r}; expected gpt2")
+    return model
+
+
+def _load_vision_state(source: str, optional: bool) -> dict[str, torch.Tensor] | None:
+    try:
+        path = Path(source)
+        if path.is_dir():
+            path = path / "model.safetensors"
+        elif not path.is_file():
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(source, "model.safetensors", local_files_only=_hub_out_of_reach()))
+        return load_file(path)
+    except _HUB_ERRORS as error:
+        if optional:
+            return None
+        raise WeightsError(
+            f"{source}: cannot load vision weights ({_one_line(error)}). "
+            "Cure: a safetensors file or its folder, a hub name that can be reached, or --vision_weights none"
+        ) from None
+
+
+def _fitting_vision(model: Any, state: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
+    expected = model.vision.state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    wrong = [name for name in expected if name not in state or state[name].shape != expected[name].shape]
+    unknown = [name for name in state if name not in expected]
+    if wrong or unknown:
+        raise WeightsError(
+            f"{source}: not the weights of this encoder ({len(wrong)} missing or of another shape: {wrong[:2]}, "
+            f"{len(unknown)} not known: {unknown[:2]}). Cure: weights of repvit_m0_9 with --preset ember"
+        )
+    return state
+
+
+def _adopt_text_config(config: Any, text_model: Any, source: str) -> None:
+    text = text_model.config
+    if text.n_positions < 256:
+        raise WeightsError(f"{source}: {text.n_positions} positions; a selection needs at least 256")
+    tied = text_model.get_output_embeddings().weight is text_model.get_input_embeddings().weight
+    config.text_config = text
+    config.tie_word_embeddings = text.tie_word_embeddings = tied
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise WeightsError(f"{folder}: no such model folder")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{folder}: no readable config.json, so not a model folder ({_one_line(error)})") from None
+    if not isinstance(config, dict):
+        raise WeightsError(f"{folder}: config.json is no JSON object, so not a model folder")
+    return config
+
+
+def _hub_out_of_reach() -> bool:
+    """Whether only what was downloaded before can be used; asked once and briefly, since the library retries long."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return True
+    address = urlsplit(constants.ENDPOINT)
+    if getproxies().get(address.scheme):
+        return False
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=3).close()
+    except OSError:
+        return True
+    return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,0 +1,493 @@
+"""Selection: a picture and a task go in, the robots to send come out. Every answer of the package is made here.
+
+The order is that of the training prompts: task, (requirements, environment), the robot head's choice, (grounds), plan.
+Names, grounds and the plan's robots are written under constraints, so that the text can only say what the head chose.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from embervlm.data.collate import Collator, Example, encode_fleet_text
+from embervlm.data.images import decode_image
+from embervlm.fleet import Fleet, Robot
+from embervlm.model.modeling_embervlm import FleetState
+from embervlm.model.weights import WeightsError, load_fleet, load_model, load_processor
+from embervlm.preflight import (
+    check_embeddings,
+    check_fleet_length,
+    check_image_tokens,
+    check_positions,
+    check_prompt_version,
+)
+from embervlm.prompts import (
+    BECAUSE,
+    NO_PICTURE,
+    Encoded,
+    decision_sentence,
+    encode,
+    selection_text,
+    task_pieces,
+)
+from embervlm.tokens import (
+    ACTION_PLAN,
+    CONTROL_IDS,
+    END_OF_TEXT_ID,
+    REASONING_END,
+    REASONING_START,
+    ROBOT_SELECTION,
+    encode_text,
+)
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION_FILE = "calibration.json"
+MAX_TASK_CHARACTERS = 2_000
+MAX_STEP_TOKENS = 48
+MAX_PLAN_STEPS = 8
+
+Picture = str | os.PathLike[str] | Image.Image | bytes
+
+
+class SelectionError(ValueError):
+    """A task that cannot be answered; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Numbers fitted on validation data, so that a confidence is a frequency.
+
+    Attributes:
+        temperature: what the leader logits are divided by (Guo et al., arXiv 1706.04599).
+        member_threshold: the probability from which on a robot goes along.
+        samples: validation tasks that they were fitted on; 0 where nothing was fitted.
+    """
+
+    temperature: float = 1.0
+    member_threshold: float = 0.5
+    samples: int = 0
+
+    def to_dict(self) -> dict[str, float]:
+        """As it stands in ``calibration.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Calibration:
+        """The calibration of a model folder; the neutral one where it has none.
+
+        Raises:
+            WeightsError: the file cannot be read, or its numbers are out of range.
+        """
+        path = folder / CALIBRATION_FILE
+        if not path.is_file():
+            return cls()
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            made = cls(float(values["temperature"]), float(values["member_threshold"]), int(values["samples"]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise WeightsError(f"{path}: not a calibration ({error!r:.100})") from None
+        if not (0 < made.temperature < float("inf") and 0 <= made.member_threshold <= 1):
+            raise WeightsError(f"{path}: temperature must be above 0 and member_threshold from 0 to 1, found {values}")
+        return made
+
+
+@dataclass(frozen=True)
+class RobotScore:
+    """A robot's part in an answer: the probability that it leads, and whether it is sent."""
+
+    robot: str
+    confidence: float
+    selected: bool
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a plan; it begins when all those of ``depends_on`` (their ``step``) are done."""
+
+    step: int
+    robot: str
+    subtask: str
+    depends_on: list[int]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """An answer.
+
+    Attributes:
+        task: the task as it was asked.
+        primary: the robot that leads.
+        selected: all robots to send, the leader first.
+        robots: the fleet's robots, best first; cut to ``top_n``.
+        plan: one entry for each phase.
+        reasoning: the four steps (requirements, environment, capabilities, decision); empty when not asked for.
+        timing_ms: milliseconds of each part of the work, and in all.
+    """
+
+    task: str
+    primary: str
+    selected: list[str]
+    robots: list[RobotScore]
+    plan: list[Phase]
+    reasoning: list[str]
+    timing_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def confidence(self) -> float:
+        """The probability that the primary robot is the right one to lead."""
+        return self.robots[0].confidence
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as JSON has it."""
+        return asdict(self)
+
+
+class RobotSelector:
+    """Selects robots with a trained model.
+
+    Use :meth:`from_pretrained`. A fleet is encoded once and kept for as long as it is the one in use.
+    """
+
+    def __init__(self, model: Any, processor: Any, fleet: Fleet, calibration: Calibration) -> None:
+        check_embeddings(model, processor.tokenizer)
+        check_image_tokens(model, processor)
+        check_prompt_version(model)
+        self.model = model.eval()
+        self.processor, self.fleet, self.calibration = processor, fleet, calibration
+        self.tokenizer = processor.tokenizer
+        self._kept_fleet: tuple[Fleet, FleetState] | None = None
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> RobotSelector:
+        """The selector of a model folder.
+
+        Raises:
+            WeightsError, TokenizerError, PreflightError, FleetError: the folder is missing, damaged or does not fit.
+        """
+        model = load_model(folder)
+        return cls(model, load_processor(folder), load_fleet(folder), Calibration.from_folder(Path(folder)))
+
+    def select(
+        self,
+        task: str,
+        image: Picture | None = None,
+        top_n: int | None = None,
+        reason: bool = True,
+        fleet: Fleet | None = None,
+    ) -> Selection:
+        """Select the robots for one task.
+
+        Args:
+            task: what is to be done, in plain words.
+            image: the scene, or None.
+            top_n: how many robots to list in ``robots``; all of them without it.
+            reason: write the grounds too.
+            fleet: who can be sent; the model's own fleet without it.
+
+        Raises:
+            SelectionError: an empty or too long task, or a ``top_n`` below 1.
+            ImageError: a picture that is none.
+            FleetError, PreflightError: a fleet that cannot be used.
+        """
+        if top_n is not None and top_n < 1:
+            raise SelectionError(f"top_n must be 1 or more, found {top_n}")
+        fleet = fleet or self.fleet
+        clock = _Clock()
+        with torch.inference_mode():
+            state = self._fleet_state(fleet)
+            clock.lap("fleet")
+            pixels = self._pixels(image)  # (3, size, size)
+            clock.lap("picture")
+            writer = _Writer(self, state)
+            writer.read(
+                self._prompt(task, image is not None), None if pixels is None else torch.from_numpy(pixels)[None]
+            )
+            before = self._write_observations(writer, image is not None) if reason else []
+            clock.lap("reasoning" if reason else "task")
+            chosen = writer.read([CONTROL_IDS[ROBOT_SELECTION]])
+            leader_logits, member_logits = self.model.robot_head(chosen, state.robot_states)
+            confidences, members = self._probabilities(leader_logits, member_logits)
+            order = sorted(range(len(fleet)), key=lambda index: -confidences[0][index])
+            names = [fleet.names[i] for i in self._selected(confidences[0], members[0])]
+            clock.lap("selection")
+            writer.read(encode_text(self.tokenizer, selection_text(names)))
+            after = self._write_grounds(writer, fleet[names[0]], names) if reason else []
+            plan = self._write_plan(writer, task, names)
+            clock.lap("plan")
+        scores = [RobotScore(fleet.names[i], confidences[0][i], fleet.names[i] in names) for i in order]
+        return Selection(task, names[0], names, scores[:top_n], plan, before + after, clock.times())
+
+    def score(
+        self,
+        tasks: Sequence[str],
+        images: Sequence[Picture | None],
+        fleet: Fleet | None = None,
+        batch_size: int = 32,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Leader and member logits of many tasks, without any text being written: each (tasks, robots).
+
+        Args:
+            tasks: the tasks' texts.
+            images: a picture, or None, for each.
+            fleet: as in :meth:`select`.
+            batch_size: tasks run together.
+            progress: called with the number of tasks done, after each batch.
+        """
+        fleet = fleet or self.fleet
+        collate = Collator(self.tokenizer)
+        leaders, members = [], []
+        with torch.inference_mode():
+            state = self._fleet_state(fleet)
+            for start in range(0, len(tasks), batch_size):
+                rows = range(start, min(start + batch_size, len(tasks)))
+                prompts = [[*self._prompt(tasks[i], images[i] is not None), CONTROL_IDS[ROBOT_SELECTION]] for i in rows]
+                batch = collate(
+                    [
+                        Example(Encoded(prompt, prompt), self._pixels(images[i]))
+                        for i, prompt in zip(rows, prompts, strict=True)
+                    ]
+                )
+                embedded = self.model.embed(batch["input_ids"], batch.get("pixel_values"))
+                states = self.model.language_model.transformer(
+                    inputs_embeds=embedded,
+                    past_key_values=state.cache(len(prompts)),
+                    position_ids=torch.arange(embedded.shape[1])[None],
+                    use_cache=True,
+                ).last_hidden_state
+                at_selection = states[torch.arange(len(prompts)), torch.tensor([len(p) - 1 for p in prompts])]
+                leader, member = self.model.robot_head(at_selection, state.robot_states)
+                leaders.append(leader.float())
+                members.append(member.float())
+                if progress is not None:
+                    progress(rows.stop)
+        return torch.cat(leaders), torch.cat(members)
+
+    def selected_names(self, leader_logits: Tensor, member_logits: Tensor) -> list[list[str]]:
+        """The robots to send for each row of logits from :meth:`score` over this selector's fleet, the leader first."""
+        leading, going = self._probabilities(leader_logits, member_logits)
+        return [[self.fleet.names[i] for i in self._selected(*row)] for row in zip(leading, going, strict=True)]
+
+    def _probabilities(
+        self, leader_logits: Tensor, member_logits: Tensor
+    ) -> tuple[list[list[float]], list[list[float]]]:
+        leaders = torch.softmax(leader_logits.double() / self.calibration.temperature, -1).tolist()
+        return leaders, torch.sigmoid(member_logits.double()).tolist()
+
+    def _selected(self, leading: Sequence[float], going: Sequence[float]) -> list[int]:
+        """Places of the robots to send: the most likely leader, then those that go along, likeliest leader first."""
+        leader = max(range(len(leading)), key=lambda index: leading[index])
+        others = [i for i, p in enumerate(going) if i != leader and p >= self.calibration.member_threshold]
+        return [leader, *sorted(others, key=lambda index: -leading[index])]
+
+    def _prompt(self, task: str, has_image: bool) -> list[int]:
+        if not task.strip():
+            raise SelectionError("the task is empty; say in a sentence what is to be done")
+        if len(task) > MAX_TASK_CHARACTERS:
+            raise SelectionError(f"the task has {len(task)} characters; at most {MAX_TASK_CHARACTERS} are read")
+        prompt = encode(task_pieces(task, has_image), self.tokenizer, self.processor.image_tokens).input_ids
+        positions = self.model.config.text_config.n_positions
+        # What is written after the task needs room too.
+        written = (3 + MAX_PLAN_STEPS) * MAX_STEP_TOKENS
+        check_positions(len(prompt) + min(written, positions // 2), positions, "the task with the room for its answer")
+        return prompt
+
+    def _pixels(self, image: Picture | None) -> NDArray[np.float32] | None:
+        if image is None:
+            return None
+        picture = image if isinstance(image, Image.Image) else decode_image(image)  # type: ignore[arg-type]
+        pixels: NDArray[np.float32] = self.processor.image_processor.pixels(picture)
+        return pixels
+
+    def _fleet_state(self, fleet: Fleet) -> FleetState:
+        if self._kept_fleet is None or self._kept_fleet[0] != fleet:
+            check_fleet_length(fleet, self.tokenizer, self.model.config.text_config.n_positions)
+            state = self.model.encode_fleet(**encode_fleet_text(fleet, self.tokenizer))
+            self._kept_fleet = (fleet, state)
+        return self._kept_fleet[1]
+
+    def _write_observations(self, writer: _Writer, has_image: bool) -> list[str]:
+        """The two steps before the choice: what the task needs, what the picture shows."""
+        writer.read([CONTROL_IDS[REASONING_START]])
+        requirements = writer.write_line()
+        newline = encode_text(self.tokenizer, "\n")
+        if has_image:
+            writer.read(newline)
+            environment = writer.write_line()
+        else:
+            writer.read(encode_text(self.tokenizer, f"\n{NO_PICTURE}"))
+            environment = NO_PICTURE
+        writer.read([CONTROL_IDS[REASONING_END]])
+        return [requirements, environment]
+
+    def _write_grounds(self, writer: _Writer, leader: Robot, names: Sequence[str]) -> list[str]:
+        """The two steps after the choice: which of the leader's capabilities meet the need, and the decision."""
+        writer.read(encode_text(self.tokenizer, f"\n{BECAUSE}"))
+        matched: list[str] = []
+        remaining = list(leader.capabilities)
+        ends, comma = [[CONTROL_IDS[ACTION_PLAN]], [END_OF_TEXT_ID]], encode_text(self.tokenizer, ",")
+        while remaining and len(matched) < 3:
+            separator = ", " if matched else " "
+            options = [encode_text(self.tokenizer, f"{separator}{phrase}") for phrase in remaining]
+            picked = writer.choose(options + (ends if matched else []), comma)
+            if picked >= len(remaining):
+                break
+            matched.append(remaining.pop(picked))
+        return [", ".join(matched), decision_sentence(names[0], names[1:])]
+
+    def _write_plan(self, writer: _Writer, task: str, names: Sequence[str]) -> list[Phase]:
+        """The plan over the selected robots, each of which gets a phase; one phase when the model writes no plan."""
+        if len(names) == 1 and writer.prefers(END_OF_TEXT_ID, CONTROL_IDS[ACTION_PLAN]):
+            return [Phase(1, names[0], task.strip(), [])]
+        writer.read([CONTROL_IDS[ACTION_PLAN]])
+        colon = encode_text(self.tokenizer, ":")
+        robots = [encode_text(self.tokenizer, f" {name}") for name in names]
+        written: list[tuple[int, str, str]] = []
+        waiting = set(range(len(names)))
+        limit = max(MAX_PLAN_STEPS, len(names))
+        while len(written) < limit:
+            order = written[-1][0] if written else 0
+            orders = [order, order + 1] if written else [1]
+            options = [encode_text(self.tokenizer, f" {number}") for number in orders]
+            may_end = [] if waiting else [[END_OF_TEXT_ID]]
+            picked = writer.choose(options + may_end)
+            if picked >= len(options):
+                break
+            # Robots without a phase come first once there is only room for them.
+            allowed = sorted(waiting) if limit - len(written) <= len(waiting) else range(len(names))
+            robot = list(allowed)[writer.choose([robots[index] for index in allowed], colon)]
+            waiting.discard(robot)
+            writer.read(colon)
+            subtask = writer.write_line() or task.strip()
+            writer.read(encode_text(self.tokenizer, "\n"))
+            written.append((orders[picked], names[robot], subtask))
+        before = {order: [n for n, (o, _, _) in enumerate(written, 1) if o == order - 1] for order, _, _ in written}
+        return [Phase(n, robot, text, before[order]) for n, (order, robot, text) in enumerate(written, 1)]
+
+
+class _Writer:
+    """Reads and writes one text token by token behind a fleet, with a key-value cache."""
+
+    def __init__(self, selector: RobotSelector, fleet: FleetState) -> None:
+        self.model, self.tokenizer = selector.model, selector.tokenizer
+        self.cache: DynamicCache = fleet.cache(1)
+        self.position = 0
+        self.state = torch.empty(0)
+        self._line_ends = {*CONTROL_IDS.values(), END_OF_TEXT_ID}
+
+    def read(self, ids: Sequence[int], pixels: Tensor | None = None) -> Tensor:
+        """Take in tokens that are given; returns the state at the last of them, (1, width)."""
+        embedded = self.model.embed(torch.tensor([list(ids)]), pixels)
+        positions = torch.arange(self.position, self.position + len(ids))[None]
+        check_positions(self.position + len(ids), self.model.config.text_config.n_positions, "the answer")
+        outputs = self.model.language_model.transformer(
+            inputs_embeds=embedded, past_key_values=self.cache, position_ids=positions, use_cache=True
+        )
+        self.position += len(ids)
+        self.state = outputs.last_hidden_state[:, -1]
+        return self.state
+
+    def write_line(self) -> str:
+        """Write until a line's end or a control token, which is not taken in; at most ``MAX_STEP_TOKENS`` tokens."""
+        written: list[int] = []
+        for _ in range(MAX_STEP_TOKENS):
+            token = int(self._logits().argmax())
+            if token in self._line_ends or "\n" in self.tokenizer.decode([token]):
+                break
+            written.append(token)
+            self.read([token])
+        return str(self.tokenizer.decode(written)).strip()
+
+    def choose(self, options: Sequence[Sequence[int]], ends: Sequence[int] = ()) -> int:
+        """Write one of ``options``, token by token the likeliest that still leads to one; returns its place.
+
+        Args:
+            options: token ids, each at least one, no two alike.
+            ends: tokens that follow a whole option; they decide where an option is the beginning of another.
+        """
+        left, depth = list(range(len(options))), 0
+        while len(left) > 1:
+            logits = self._logits()
+            following = {i: [options[i][depth]] if depth < len(options[i]) else ends for i in left}
+            best = max(left, key=lambda i: max((float(logits[token]) for token in following[i]), default=-math.inf))
+            if depth == len(options[best]):
+                return best
+            token = options[best][depth]
+            left = [i for i in left if depth < len(options[i]) and options[i][depth] == token]
+            if len(left) > 1:
+                self.read([token])
+                depth += 1
+        self.read(options[left[0]][depth:])
+        return left[0]
+
+    def prefers(self, token: int, other: int) -> bool:
+        """Whether ``token`` is likelier to come next than ``other``; nothing is written."""
+        logits = self._logits()
+        return bool(logits[token] > logits[other])
+
+    def _logits(self) -> Tensor:
+        logits: Tensor = self.model.language_model.lm_head(self.state)[0].float()
+        return logits
+
+
+class _Clock:
+    """Milliseconds of one part of the work after another."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._laps[name] = (now - self._last) * 1000
+        self._last = now
+
+    def times(self) -> dict[str, float]:
+        return {name: round(ms, 2) for name, ms in self._laps.items()} | {
+            "total": round((self._last - self._started) * 1000, 2)
+        }
+
+
+def read_task_lines(path: Path) -> list[tuple[str, Path | None]]:
+    """The tasks of a JSON-lines file: ``{"task": ..., "image": ...}``, the image optional and relative to the file.
+
+    Raises:
+        SelectionError: names the line that is wrong and what was expected.
+    """
+    tasks: list[tuple[str, Path | None]] = []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SelectionError(f"{path}: cannot read the tasks ({error})") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise SelectionError(f"{place}: not JSON ({error})") from None
+        if not isinstance(entry, dict) or not isinstance(entry.get("task"), str) or set(entry) - {"task", "image"}:
+            raise SelectionError(f'{place}: expected {{"task": text}} and optionally "image": a file name')
+        image = entry.get("image")
+        if image is not None and not isinstance(image, str):
+            raise SelectionError(f"{place}: image must be a file name, found {image!r:.60}")
+        tasks.append((entry["task"], None if image is None else path.parent / image))
+    if not tasks:
+        raise SelectionError(f"{path}: no tasks")
+    return tasks

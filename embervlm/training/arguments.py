@@ -1,0 +1,201 @@
+"""The training command's flags: what they are, what they default to, and every way in which they can be wrong."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from embervlm.fleet import Fleet, FleetError
+
+PRECISIONS = ("no", "bf16", "fp16")
+TRACKERS = ("none", "tensorboard", "wandb", "codecarbon")
+
+
+class SettingsError(ValueError):
+    """A run's settings that cannot work; the message lists everything that is wrong with them."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """One run of the pipeline. Fields are the flags of the training command; ``batch_size`` is per process."""
+
+    output_dir: Path
+    stages: tuple[int, ...] = (1, 2, 3)
+    distributed: bool = False
+    mixed_precision: str = "no"
+    batch_size: int = 32
+    learning_rate: float = 2e-4
+    gradient_accumulation: int = 1
+    save_steps: int = 500
+    log_steps: int = 50
+    stage1_data: Path | None = None
+    stage2_data: Path | None = None
+    robot_data: Path | None = None
+    stage1_epochs: float = 3.0
+    stage2_epochs: float = 3.0
+    stage3_robot_epochs: float = 30.0
+    preset: str = "ember"
+    init_from: Path | None = None
+    resume: str | None = None
+    max_steps: int | None = None
+    seed: int = 0
+    report_to: tuple[str, ...] = ("none",)
+    language_model: str | None = None
+    vision_weights: str | None = None
+    fleet: Path | None = None
+    num_workers: int = 2
+
+    def epochs(self, stage: int) -> float:
+        """Passes over the data of ``stage``."""
+        return (self.stage1_epochs, self.stage2_epochs, self.stage3_robot_epochs)[stage - 1]
+
+    def data(self, stage: int) -> Path:
+        """The data of ``stage``, which :meth:`check` has found to be given."""
+        path = (self.stage1_data, self.stage2_data, self.robot_data)[stage - 1]
+        assert path is not None
+        return path
+
+    def load_fleet(self) -> Fleet:
+        """The fleet that the run trains for."""
+        return Fleet.from_yaml(self.fleet) if self.fleet is not None else Fleet.default()
+
+    def stage_dir(self, stage: int) -> Path:
+        """Where the checkpoints and the result of ``stage`` are."""
+        return self.output_dir / f"stage{stage}"
+
+    def stage_result(self, stage: int) -> Path:
+        """The complete model folder that ``stage`` ends with."""
+        return self.stage_dir(stage) / "final"
+
+    @property
+    def result(self) -> Path:
+        """The folder that the run ends with."""
+        return self.output_dir / "final"
+
+    def check(self) -> None:
+        """Say everything that is wrong with these settings, before any process group, download or file.
+
+        Raises:
+            SettingsError: lists every problem with its cure.
+        """
+        problems = self._wrong_numbers() + self._wrong_data() + self._wrong_start()
+        if self.distributed and "WORLD_SIZE" not in os.environ:
+            problems.append(
+                "--distributed, but this process was not started by torchrun. "
+                "Cure: torchrun --nproc_per_node=2 scripts/train_all.py ..., or drop the flag"
+            )
+        if self.fleet is not None:
+            try:
+                self.load_fleet()
+            except FleetError as error:
+                problems.append(f"--fleet: {error}")
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            problems.append(f"--output_dir {self.output_dir}: a file is there; expected a folder or nothing")
+        if problems:
+            raise SettingsError("; ".join(problems))
+
+    def _wrong_numbers(self) -> list[str]:
+        problems = []
+        for flag in ("batch_size", "gradient_accumulation", "save_steps", "log_steps"):
+            if getattr(self, flag) < 1:
+                problems.append(f"--{flag} {getattr(self, flag)}: expected 1 or more")
+        for flag in ("learning_rate", "stage1_epochs", "stage2_epochs", "stage3_robot_epochs"):
+            value = getattr(self, flag)
+            if not (math.isfinite(value) and value > 0):
+                problems.append(f"--{flag} {value}: expected a number above 0")
+        if self.max_steps is not None and self.max_steps < 1:
+            problems.append(f"--max_steps {self.max_steps}: expected 1 or more")
+        if not 0 <= self.seed < 2**32:
+            problems.append(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
+        if self.num_workers < 0:
+            problems.append(f"--num_workers {self.num_workers}: expected 0 or more")
+        return problems
+
+    def _wrong_data(self) -> list[str]:
+        problems = []
+        for stage, flag in ((1, "stage1_data"), (2, "stage2_data"), (3, "robot_data")):
+            path = getattr(self, flag)
+            if stage in self.stages and path is None:
+                problems.append(f"stage {stage} needs --{flag}")
+            elif stage in self.stages and not path.exists():
+                problems.append(f"--{flag} {path}: no such folder")
+        return problems
+
+    def _wrong_start(self) -> list[str]:
+        problems = []
+        if self.init_from is not None and not self.init_from.is_dir():
+            problems.append(f"--init_from {self.init_from}: no such folder")
+        if self.resume not in (None, "auto") and not Path(str(self.resume)).is_dir():
+            problems.append(f"--resume {self.resume}: no such checkpoint folder; expected one, or auto")
+        if self.init_from is not None and (self.language_model or self.vision_weights):
+            problems.append("--init_from brings all weights: drop --language_model and --vision_weights")
+        if self.resume is None:
+            started = [str(self.stage_dir(stage)) for stage in self.stages if _holds_files(self.stage_dir(stage))]
+            if started:
+                problems.append(
+                    f"{', '.join(started)}: a run is already there. "
+                    "Cure: --resume auto to go on with it, or another --output_dir"
+                )
+        return problems
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` the flags of the training command."""
+    run = parser.add_argument_group("run")
+    run.add_argument("--output_dir", type=Path, required=True, help="where checkpoints and the model go")
+    run.add_argument("--stage", default="all", choices=("1", "2", "3", "all"), help="which stages to run")
+    run.add_argument("--distributed", action="store_true", help="several processes, started by torchrun")
+    run.add_argument("--mixed_precision", default="no", choices=PRECISIONS, help="number format of the arithmetic")
+    run.add_argument("--resume", metavar="auto|DIR", help="go on with an interrupted run, or from one checkpoint")
+    run.add_argument("--max_steps", type=int, help="end each stage after so many optimizer steps")
+    run.add_argument("--seed", type=int, default=0, help="of weights, data order and augmentation")
+    run.add_argument("--save_steps", type=int, default=500, help="optimizer steps between checkpoints")
+    run.add_argument("--log_steps", type=int, default=50, help="optimizer steps between lines of progress")
+    run.add_argument("--report_to", default="none", help=f"comma list of {', '.join(TRACKERS)}")
+    run.add_argument("--num_workers", type=int, default=2, help="data-loading workers of each process")
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--preset", default="ember", choices=("ember", "spark"), help="37M or 8M parameters")
+    model.add_argument("--init_from", type=Path, metavar="DIR", help="model folder to start the first stage from")
+    model.add_argument("--language_model", metavar="NAME|DIR|none", help="GPT-2 weights for the start")
+    model.add_argument("--vision_weights", metavar="NAME|DIR|none", help="RepViT weights for the start")
+    model.add_argument("--fleet", type=Path, metavar="FILE", help="fleet file; the default five robots without it")
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--stage1_data", type=Path, metavar="DIR", help="captions and questions with answers")
+    data.add_argument("--stage2_data", type=Path, metavar="DIR", help="conversations")
+    data.add_argument("--robot_data", type=Path, metavar="DIR", help="robot tasks")
+
+    schedule = parser.add_argument_group("schedule")
+    schedule.add_argument("--batch_size", type=int, default=32, help="samples of each process")
+    schedule.add_argument("--learning_rate", type=float, default=2e-4, help="at its highest")
+    schedule.add_argument("--gradient_accumulation", type=int, default=1, help="batches an optimizer step")
+    schedule.add_argument("--stage1_epochs", type=float, default=3.0, help="passes over the data of stage 1")
+    schedule.add_argument("--stage2_epochs", type=float, default=3.0, help="passes over the data of stage 2")
+    schedule.add_argument("--stage3_robot_epochs", type=float, default=30.0, help="passes over the robot tasks")
+
+
+def settings_from(arguments: argparse.Namespace) -> RunSettings:
+    """The settings that parsed flags ask for.
+
+    Raises:
+        SettingsError: an unknown tracker.
+    """
+    values: dict[str, Any] = {
+        field.name: getattr(arguments, field.name) for field in fields(RunSettings) if hasattr(arguments, field.name)
+    }
+    values["stages"] = (1, 2, 3) if arguments.stage == "all" else (int(arguments.stage),)
+    trackers = tuple(name.strip() for name in arguments.report_to.split(",") if name.strip()) or ("none",)
+    unknown = [name for name in trackers if name not in TRACKERS]
+    if unknown:
+        raise SettingsError(f"--report_to {', '.join(unknown)}: not known; there are: {', '.join(TRACKERS)}")
+    values["report_to"] = trackers
+    return RunSettings(**values)
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())

@@ -1,0 +1,288 @@
+"""The pipeline: checks everything, then runs the stages in order, each from the folder that the one before it wrote."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainingArguments, set_seed
+
+from embervlm.data.collate import ConversationDataset, RobotTaskDataset
+from embervlm.data.loaders import load_base
+from embervlm.data.robot_loader import load_robot_tasks
+from embervlm.data.sample import RobotSample, Sample
+from embervlm.fleet import Fleet
+from embervlm.model import EmberVLMProcessor
+from embervlm.model.weights import (
+    WeightsError,
+    is_complete,
+    load_model,
+    load_source_tokenizer,
+    save_folder,
+    starting_model,
+    verify_folder,
+    write_manifest,
+)
+from embervlm.preflight import align_embeddings, check_fleet_length, check_labels, check_positions, check_robots
+from embervlm.training.arguments import RunSettings
+from embervlm.training.engine import StageTrainer, training_arguments
+from embervlm.training.stage1_align import Stage1Trainer
+from embervlm.training.stage2_instruct import Stage2Trainer
+from embervlm.training.stage3_robots import Stage3Trainer
+
+logger = logging.getLogger(__name__)
+
+STAGES: dict[int, type[StageTrainer]] = {1: Stage1Trainer, 2: Stage2Trainer, 3: Stage3Trainer}
+#: How many samples of a stage are encoded to check their ids, lengths and labels before the first step.
+CHECKED_SAMPLES = 1000
+STAGE_FILE = "stage.json"
+
+
+@dataclass(frozen=True)
+class StageData:
+    """The samples of one stage."""
+
+    train: list[Sample] | list[RobotSample]
+    validation: list[Sample] | list[RobotSample]
+
+
+@dataclass
+class Run:
+    """What is settled before the first step: settings, fleet, data, and what came out of each stage so far."""
+
+    settings: RunSettings
+    fleet: Fleet
+    data: dict[int, StageData]
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def run(settings: RunSettings) -> Path:
+    """Run the stages that ``settings`` ask for.
+
+    Returns:
+        the folder of the trained model: ``final`` after stage 3, else the last stage's own.
+
+    Raises:
+        SettingsError, DataError, FleetError, WeightsError, PreflightError, TokenizerError: what is wrong, before the
+            first step and with nothing half-written.
+    """
+    settings.check()
+    fleet = settings.load_fleet()
+    run = Run(settings, fleet, {stage: _load_data(settings, fleet, stage) for stage in settings.stages})
+    source = _source_folder(settings)
+    if source is not None:
+        verify_folder(source)
+    # From here on there is a process group.
+    arguments = training_arguments(settings, settings.stages[0], settings.stage_dir(settings.stages[0]))
+    _say_where_this_runs(settings, arguments)
+    folder = source or _write_start(run, arguments)
+    for stage in settings.stages:
+        folder = _run_stage(run, stage, folder)
+    if settings.stages[-1] == 3:
+        folder = _finish(run, folder, arguments)
+    arguments.distributed_state.wait_for_everyone()
+    if arguments.distributed_state.is_main_process:
+        logger.info("The trained model is in %s", folder)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return folder
+
+
+def _load_data(settings: RunSettings, fleet: Fleet, stage: int) -> StageData:
+    if stage == 3:
+        robots = load_robot_tasks(settings.data(3), fleet, seed=settings.seed)
+        return StageData(robots.train, robots.validation)
+    # A conversation's pictures may stand with those of stage 1, as COCO's do.
+    roots = [settings.stage1_data] if stage == 2 and settings.stage1_data is not None else []
+    loaded = load_base(settings.data(stage), 1 if stage == 1 else 2, extra_image_roots=roots, seed=settings.seed)
+    return StageData(loaded.train, loaded.validation)
+
+
+def _source_folder(settings: RunSettings) -> Path | None:
+    """The folder that the first stage starts from; None where starting weights must be made."""
+    if settings.init_from is not None:
+        return settings.init_from
+    earlier = (settings.stage_result(stage) for stage in range(settings.stages[0] - 1, 0, -1))
+    return next((folder for folder in earlier if is_complete(folder)), None)
+
+
+def _write_start(run: Run, arguments: TrainingArguments) -> Path:
+    """Make the starting weights once, on the first process, as a folder that all of them load."""
+    settings, folder = run.settings, run.settings.output_dir / "start"
+    if arguments.distributed_state.is_main_process and not (settings.resume and is_complete(folder)):
+        set_seed(settings.seed)
+        model = starting_model(settings.preset, settings.language_model, settings.vision_weights)
+        source_tokenizer = None
+        if settings.language_model not in (None, "none") and Path(str(settings.language_model)).is_dir():
+            source_tokenizer = load_source_tokenizer(str(settings.language_model))
+        processor = EmberVLMProcessor.for_config(model.config)
+        align_embeddings(model, processor.tokenizer, source_tokenizer)
+        save_folder(folder, model, processor, run.fleet)
+    arguments.distributed_state.wait_for_everyone()
+    return folder
+
+
+def _run_stage(run: Run, stage: int, source: Path) -> Path:
+    """Train one stage from the folder ``source`` and write its result."""
+    settings, trainer_class = run.settings, STAGES[stage]
+    output, result = settings.stage_dir(stage), settings.stage_result(stage)
+    arguments = training_arguments(settings, stage, output)
+    is_main = arguments.distributed_state.is_main_process
+    if is_main:
+        trainer_class.banner()
+    if settings.resume is not None and is_complete(result):
+        verify_folder(result)
+        if is_main:
+            logger.info("Stage %d is complete already: %s", stage, result)
+        run.metrics[f"stage{stage}"] = json.loads((result / "metrics.json").read_text(encoding="utf-8"))
+        return result
+    set_seed(settings.seed)
+    model = load_model(source)
+    processor = EmberVLMProcessor.for_config(model.config)
+    align_embeddings(model, processor.tokenizer, load_source_tokenizer(source))
+    train, validation = _datasets(run, stage, processor)
+    _check_samples(run, stage, train, model)
+    trainer = trainer_class(
+        model, arguments, train, validation, processing_class=processor, fleet=run.fleet if stage == 3 else None
+    )
+    if is_main:
+        _say_what_trains(trainer, model, train, validation)
+    trainer.add_callback(_CompleteCheckpoints(stage))
+    trainer.train(resume_from_checkpoint=_checkpoint(settings, stage))
+    metrics: dict[str, Any] = {
+        "train_samples": len(train),
+        "validation_samples": len(validation),
+        "steps": trainer.state.global_step,
+    }
+    if len(validation):
+        metrics["validation_loss"] = trainer.evaluate()["eval_loss"]
+    run.metrics[f"stage{stage}"] = metrics
+    if is_main:
+        summary = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in metrics.items())
+        logger.info("Stage %d: %s", stage, summary)
+        save_folder(result, model, processor, run.fleet, {"metrics.json": json.dumps(metrics, indent=2) + "\n"})
+    arguments.distributed_state.wait_for_everyone()
+    return result
+
+
+def _datasets(run: Run, stage: int, processor: Any) -> tuple[Any, Any]:
+    data, seed = run.data[stage], run.settings.seed
+    if stage == 3:
+        return (
+            RobotTaskDataset(data.train, processor, run.fleet, augment=True, seed=seed),  # type: ignore[arg-type]
+            RobotTaskDataset(data.validation, processor, run.fleet, augment=False, seed=seed),  # type: ignore[arg-type]
+        )
+    return (
+        ConversationDataset(data.train, processor, augment=True, seed=seed),  # type: ignore[arg-type]
+        ConversationDataset(data.validation, processor, augment=False, seed=seed),  # type: ignore[arg-type]
+    )
+
+
+def _check_samples(run: Run, stage: int, dataset: Any, model: Any) -> None:
+    """Hold the data against the model: positions, ids, supervised tokens, robots."""
+    positions, rows = model.config.text_config.n_positions, model.get_input_embeddings().num_embeddings
+    # Spread over the whole set, since a set's parts stand one after another.
+    every = max(1, len(dataset) // CHECKED_SAMPLES)
+    for index in range(0, len(dataset), every):
+        sample, encoded = dataset.samples[index], dataset.encoded(index)
+        check_positions(len(encoded.input_ids), positions, sample.id)
+        check_labels(encoded.input_ids, encoded.labels, rows, sample.id)
+    if stage == 3:
+        check_fleet_length(run.fleet, dataset.tokenizer, positions)
+        for sample in dataset.samples:
+            check_robots(sample.selected, run.fleet, sample.id)
+
+
+def _checkpoint(settings: RunSettings, stage: int) -> str | None:
+    """The checkpoint that ``stage`` goes on from, or None to begin it."""
+    if settings.resume is None:
+        return None
+    if settings.resume != "auto":
+        folder = Path(settings.resume)
+        return str(folder) if _stage_of(folder) == stage else None
+    found = [path for path in settings.stage_dir(stage).glob("checkpoint-*") if is_complete(path)]
+    newest = max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    if newest is None:
+        return None
+    verify_folder(newest)
+    logger.info("Stage %d goes on from %s", stage, newest)
+    return str(newest)
+
+
+def _stage_of(checkpoint: Path) -> int:
+    try:
+        return int(json.loads((checkpoint / STAGE_FILE).read_text(encoding="utf-8"))["stage"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{checkpoint}: no checkpoint of this pipeline ({STAGE_FILE}: {error})") from None
+
+
+def _finish(run: Run, folder: Path, arguments: TrainingArguments) -> Path:
+    """Calibrate the selection on the validation tasks, measure it, and write ``final``."""
+    from embervlm.evaluation.calibration import calibrate
+    from embervlm.evaluation.card import model_card
+    from embervlm.selection import CALIBRATION_FILE, RobotSelector
+
+    final = run.settings.result
+    if arguments.distributed_state.is_main_process and not (run.settings.resume and is_complete(final)):
+        selector = RobotSelector.from_pretrained(folder)
+        validation: Any = run.data[3].validation
+        calibration, measured = calibrate(selector, validation)
+        run.metrics["validation"] = measured
+        files = {
+            CALIBRATION_FILE: json.dumps(calibration.to_dict(), indent=2) + "\n",
+            "metrics.json": json.dumps(run.metrics, indent=2) + "\n",
+            "README.md": model_card(selector.model, run.metrics),
+        }
+        save_folder(final, selector.model, selector.processor, run.fleet, files)
+    arguments.distributed_state.wait_for_everyone()
+    return final
+
+
+class _CompleteCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Marks every checkpoint with its stage and, when all processes have written their part, with its manifest."""
+
+    def __init__(self, stage: int) -> None:
+        self.stage = stage
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        args.distributed_state.wait_for_everyone()
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / STAGE_FILE).write_text(json.dumps({"stage": self.stage}) + "\n", encoding="utf-8")
+            write_manifest(folder)
+
+
+def _say_where_this_runs(settings: RunSettings, arguments: TrainingArguments) -> None:
+    if arguments.distributed_state.is_main_process:
+        state = arguments.distributed_state
+        backend = f" ({state.backend})" if state.backend else ""
+        device = torch.cuda.get_device_name() if state.device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        logger.info(
+            "%d process%s%s on %s (%s each), precision %s, batch %d x %d x %d",
+            state.num_processes,
+            "" if state.num_processes == 1 else "es",
+            backend,
+            state.device.type.upper(),
+            device,
+            settings.mixed_precision,
+            settings.batch_size,
+            settings.gradient_accumulation,
+            state.num_processes,
+        )
+
+
+def _say_what_trains(trainer: StageTrainer, model: Any, train: Any, validation: Any) -> None:
+    frozen = trainer.frozen_parts(model)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    logger.info(
+        "%.1fM of %.1fM parameters train; frozen: %s; %d training samples, %d for validation",
+        trained / 1e6,
+        model.num_parameters() / 1e6,
+        ", ".join(frozen) or "nothing",
+        len(train),
+        len(validation),
+    )
