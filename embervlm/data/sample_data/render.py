@@ -1,6 +1,7 @@
 """A small numpy ray caster: boxes, balls, rods and a ground plane, lit by a sun and lamps, seen through air or water.
 
-``scenes`` describes a place with the parts of this file; :func:`render` turns the description into a picture, and ``write`` saves it.
+``scenes`` describes a place with the parts of this file; :func:`render` turns the description into a picture, and
+``write`` saves it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 Array = NDArray[Any]
+Vector = Sequence[float] | Array  # three numbers
 Colour = tuple[float, float, float]
 # A material maps in-face coordinates in metres and the face's axis (0, 1 or 2), all (n,), to colours (n, 3) in 0..1.
 Material = Callable[[Array, Array, Array], Array]
@@ -121,7 +123,7 @@ def windows(
     lit: float = 0.0,
     salt: int = 0,
 ) -> Material:
-    """A wall with a grid of windows; ``share`` is the window's part of a cell, ``lit`` the part of them with the light on."""
+    """A wall with a grid of windows; ``share`` is the window's part of a cell, ``lit`` the part that has light on."""
     base, pane = np.asarray(wall, np.float32), np.asarray(glass, np.float32)
     lamp = np.asarray((1.5, 1.25, 0.75), np.float32)
 
@@ -198,7 +200,7 @@ class Lamp:
 
 @dataclass(slots=True)
 class Camera:
-    """Where the picture is taken from: metres; angles in degrees (yaw to the left, pitch upwards); horizontal field of view."""
+    """Where the picture is taken from, in metres; yaw to the left, pitch upwards and the field of view in degrees."""
 
     place: tuple[float, float, float]
     yaw: float = 0.0
@@ -260,8 +262,8 @@ def turn(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> Array:
 
 
 def box(
-    centre: Sequence[float],
-    size: Sequence[float],
+    centre: Vector,
+    size: Vector,
     material: Material,
     *,
     yaw: float = 0.0,
@@ -277,8 +279,8 @@ def box(
 
 
 def ball(
-    centre: Sequence[float],
-    radii: Sequence[float],
+    centre: Vector,
+    radii: Vector,
     material: Material,
     *,
     yaw: float = 0.0,
@@ -294,8 +296,8 @@ def ball(
 
 
 def rod(
-    start: Sequence[float],
-    end: Sequence[float],
+    start: Vector,
+    end: Vector,
     radius: float,
     material: Material,
     *,
@@ -434,6 +436,15 @@ def _shadow(parts: Sequence[Part], inverses: Sequence[Array], points: Array, sun
     return lit
 
 
+def _peaks(angle: Array, seed: float) -> Array:
+    """A mountain range's outline over the horizontal angle, about 0.4..1.4: triangles of several widths."""
+    outline = np.full_like(angle, 0.4)
+    for rate, weight in ((1.3, 0.45), (2.9, 0.3), (6.1, 0.15), (13.7, 0.07), (31.0, 0.03)):
+        place = angle * np.float32(rate) + np.float32(seed * (1 + 0.37 * rate))
+        outline += np.float32(weight) * np.abs(place - np.floor(place) - np.float32(0.5)) * 2
+    return outline
+
+
 def _sky(sky: Sky, rays: Array, sun: Array, sun_colour: Colour) -> Array:
     """Colour of the background for rays (3, n): (n, 3)."""
     x, y, z = rays
@@ -450,7 +461,7 @@ def _sky(sky: Sky, rays: Array, sun: Array, sun_colour: Colour) -> Array:
     colour = colour + (0.5 * toward**24)[:, None] * np.asarray(sun_colour, np.float32)
     angle = np.arctan2(x, y)
     for order, (rise, tone, snow) in enumerate(sky.ridges):
-        line = rise * (1 + 1.3 * noise(angle + sky.seed, np.full_like(angle, 0.37 * order + 0.1), 3.0 + 2 * order))
+        line = rise * _peaks(angle, sky.seed + 1.7 * order)
         body = np.asarray(tone, np.float32) * (1 + 0.5 * noise(angle * 2, z * 3 + angle, 1.0))[:, None]
         if snow < 1:
             white = np.clip((z / np.maximum(line, 1e-3) - snow + 0.4 * noise(angle, z, 0.4)) * 6, 0, 1)[:, None]

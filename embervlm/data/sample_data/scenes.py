@@ -1,6 +1,7 @@
 """The kinds of places of the sample data: each builder draws a random place with its defining object in view.
 
-``render`` makes the picture; ``tasks`` decides by a scene's kind who should go; ``write`` words its captions and questions from the facts.
+``render`` makes the picture; ``tasks`` decides by a scene's kind who should go; ``write`` words captions and questions
+from the facts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 
 from .render import (
     Air,
+    Array,
     Camera,
     Colour,
     Ground,
@@ -73,33 +75,109 @@ class Kind:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("underwater_pipeline", "underwater pipeline", "a pipeline on the seabed", "under water", "sand", False, "pipe",
-             ("a pipe", "sand")),
-        Kind("coral_reef", "coral reef", "a coral reef", "under water", "sand", False, "water", ("corals", "fish")),
-        Kind("warehouse", "warehouse", "a warehouse aisle between racks", "indoors", "concrete", True, "rack",
-             ("racks", "cartons")),
-        Kind("corridor", "corridor", "a long corridor with doors", "indoors", "floor", True, "doors", ("doors", "walls")),
-        Kind("kitchen", "kitchen", "a kitchen with cabinets", "indoors", "tiles", True, "cabinets",
-             ("cabinets", "a stove")),
+        Kind(
+            "underwater_pipeline",
+            "underwater pipeline",
+            "a pipeline on the seabed",
+            "under water",
+            "sand",
+            False,
+            "pipe",
+            ("a pipe", "sand"),
+        ),
+        Kind("coral_reef", "coral reef", "a coral reef", "under water", "sand", False, "", ("corals", "fish")),
+        Kind(
+            "warehouse",
+            "warehouse",
+            "a warehouse aisle between racks",
+            "indoors",
+            "concrete",
+            True,
+            "rack",
+            ("racks", "cartons"),
+        ),
+        Kind(
+            "corridor", "corridor", "a long corridor with doors", "indoors", "floor", True, "doors", ("doors", "walls")
+        ),
+        Kind(
+            "kitchen",
+            "kitchen",
+            "a kitchen with cabinets",
+            "indoors",
+            "tiles",
+            True,
+            "cabinets",
+            ("cabinets", "a stove"),
+        ),
         Kind("office", "office", "an office with desks", "indoors", "carpet", True, "chairs", ("desks", "monitors")),
         Kind("staircase", "staircase", "a staircase", "indoors", "stairs", False, "wall", ("steps", "handrails")),
         Kind("road", "road", "a paved road through a town", "outdoors", "asphalt", True, "car", ("a car", "houses")),
-        Kind("field_from_air", "farm fields", "farm fields seen from above", "outdoors", "fields", True, "roofs",
-             ("fields", "a farm track")),
-        Kind("high_rise_facade", "high-rise building", "the facade of a high-rise building", "outdoors", "pavement", True,
-             "facade", ("windows", "floors")),
-        Kind("power_line", "power line", "a power line with pylons", "outdoors", "grass", False, "insulators",
-             ("pylons", "wires")),
-        Kind("mountain_trail", "mountain trail", "a rocky mountain trail", "outdoors", "rocks", False, "trail",
-             ("mountains", "rocks")),
+        Kind(
+            "field_from_air",
+            "farm fields",
+            "farm fields seen from above",
+            "outdoors",
+            "fields",
+            True,
+            "roofs",
+            ("fields", "a farm track"),
+        ),
+        Kind(
+            "high_rise_facade",
+            "high-rise building",
+            "the facade of a high-rise building",
+            "outdoors",
+            "pavement",
+            True,
+            "facade",
+            ("windows", "floors"),
+        ),
+        Kind(
+            "power_line",
+            "power line",
+            "a power line with pylons",
+            "outdoors",
+            "grass",
+            False,
+            "insulators",
+            ("pylons", "wires"),
+        ),
+        Kind(
+            "mountain_trail",
+            "mountain trail",
+            "a rocky mountain trail",
+            "outdoors",
+            "rocks",
+            False,
+            "trail",
+            ("mountains", "rocks"),
+        ),
         Kind("forest", "forest", "a dense forest", "outdoors", "forest floor", False, "leaves", ("trees", "roots")),
-        Kind("rubble", "collapsed building", "the rubble of a collapsed building", "outdoors", "rubble", False, "bricks",
-             ("broken slabs", "bricks")),
-        Kind("flooded_street", "flooded street", "a flooded street with houses", "outdoors", "water", False, "car",
-             ("brown water", "houses")),
-        Kind("harbour", "harbour", "a harbour quay with a ship", "outdoors", "quay", True, "hull", ("a ship", "a crane")),
+        Kind(
+            "rubble",
+            "collapsed building",
+            "the rubble of a collapsed building",
+            "outdoors",
+            "rubble",
+            False,
+            "bricks",
+            ("broken slabs", "bricks"),
+        ),
+        Kind(
+            "flooded_street",
+            "flooded street",
+            "a flooded street with houses",
+            "outdoors",
+            "water",
+            False,
+            "car",
+            ("brown water", "houses"),
+        ),
+        Kind(
+            "harbour", "harbour", "a harbour quay with a ship", "outdoors", "quay", True, "hull", ("a ship", "a crane")
+        ),
     )
-}  # fmt: skip
+}
 
 
 @dataclass(slots=True)
@@ -139,6 +217,10 @@ def _pick(rng: Rng, *names: str) -> tuple[str, Colour]:
     return name, _vary(rng, COLOURS[name], 0.12)
 
 
+def _rgb(red: float, green: float, blue: float) -> Array:
+    return np.array((red, green, blue), np.float32)
+
+
 def _vary(rng: Rng, colour: Colour, share: float = 0.2) -> Colour:
     factor = _u(rng, 1 - share, 1 + share)
     r, g, b = (float(np.clip(c * factor * _u(rng, 1 - share / 2, 1 + share / 2), 0, 1)) for c in colour)
@@ -161,7 +243,7 @@ def _outdoor(rng: Rng, picture: Picture, dusk: float = 0.25, haze: float = 0.004
         picture.sun = (float(np.cos(angle)), float(np.sin(angle)), height)
         warm = _u(rng, 0.35, 0.6)
         picture.sun_colour = (0.75, warm, 0.22)
-        picture.ambient = (0.24, 0.23, 0.33)
+        picture.ambient = (0.31, 0.29, 0.38)
         picture.sky.zenith = (0.14, 0.17, 0.36)
         picture.sky.horizon = (0.75, _u(rng, 0.35, 0.5), 0.32)
         picture.sky.clouds = _u(rng, 0.2, 0.6)
@@ -297,7 +379,7 @@ def _house(rng: Rng, x: float, y: float, wide: float, deep: float, high: float, 
 
 
 def _underwater_pipeline(rng: Rng) -> Scene:
-    name, colour = _pick(rng, "yellow", "red", "white", "gray", "orange")
+    name, colour = _pick(rng, "yellow", "red", "white", "gray")
     radius = _u(rng, 0.35, 0.75)
     sand = blend(_vary(rng, (0.5, 0.45, 0.33)), _vary(rng, (0.36, 0.33, 0.24)), 1.6, 0.8)
     surface = blend(colour, (colour[0] * 0.5, colour[1] * 0.45 + 0.03, colour[2] * 0.5), 4.0, _u(rng, 0.3, 1.3))
@@ -326,11 +408,11 @@ def _underwater_pipeline(rng: Rng) -> Scene:
         extras.append("a second pipe")
     if _chance(rng, 0.35):
         place = middle + along * _u(rng, -0.8, 0.8)
-        top = place + (0, 0, radius * 1.9)
+        top = place + np.array((0, 0, radius * 1.9))
         metal = plain((0.5, 0.1, 0.08), 0.2)
         parts += [
             rod(place, top, radius * 0.22, flange),
-            rod(top - (0, 0, 0.04), top + (0, 0, 0.04), radius * 0.7, metal),
+            rod(top - np.array((0, 0, 0.04)), top + np.array((0, 0, 0.04)), radius * 0.7, metal),
         ]
         extras.append("a valve")
     stone = blend((0.25, 0.25, 0.22), (0.12, 0.16, 0.1), 0.6)
@@ -346,13 +428,18 @@ def _underwater_pipeline(rng: Rng) -> Scene:
 def _coral_reef(rng: Rng) -> Scene:
     parts: list[Part] = []
     hues: tuple[Colour, ...] = (
-        (0.75, 0.25, 0.3), (0.8, 0.45, 0.15), (0.6, 0.25, 0.6), (0.75, 0.65, 0.2), (0.35, 0.55, 0.3), (0.8, 0.5, 0.55),
-    )  # fmt: skip
+        (0.75, 0.25, 0.3),
+        (0.8, 0.45, 0.15),
+        (0.6, 0.25, 0.6),
+        (0.75, 0.65, 0.2),
+        (0.35, 0.55, 0.3),
+        (0.8, 0.5, 0.55),
+    )
     rock = blend((0.3, 0.27, 0.22), (0.16, 0.22, 0.16), 1.0, 2.0)
     for side in (-1, 1):
-        for _ in range(4):
-            x, y = side * _u(rng, 0.9, 4.0), _u(rng, 2.5, 9)
-            size = _u(rng, 0.5, 1.3) * (0.6 + 0.08 * y)
+        for _ in range(5):
+            x, y = side * _u(rng, 0.6, 3.6), _u(rng, 2.6, 8)
+            size = _u(rng, 0.6, 1.5) * (0.6 + 0.08 * y)
             parts.append(_rock(rng, x, y, 0, size, rock))
             for _ in range(2):
                 hue = _vary(rng, hues[int(rng.integers(len(hues)))])
@@ -391,10 +478,10 @@ def _warehouse(rng: Rng) -> Scene:
     floor_tone = _vary(rng, (0.42, 0.42, 0.41))
     lane = _chance(rng, 0.6)
 
-    def floor(u: np.ndarray, v: np.ndarray, axis: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def floor(u: Array, v: Array, axis: Array) -> Array:
         base = plain(floor_tone, 0.15, 5.0)(u, v, axis)
         line = np.abs(np.abs(u) - half * 0.85) < 0.06
-        return np.where((line & lane)[:, None], np.float32((0.7, 0.5, 0.05)), base)
+        return np.where((line & lane)[:, None], _rgb(0.7, 0.5, 0.05), base)
 
     beam, upright = plain(colour, 0.05), plain(_vary(rng, (0.12, 0.18, 0.35)), 0.05)
     parts: list[Part] = []
@@ -452,11 +539,11 @@ def _corridor(rng: Rng) -> Scene:
     )
     dado = _chance(rng, 0.5)
 
-    def wall(u: np.ndarray, v: np.ndarray, axis: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def wall(u: Array, v: Array, axis: Array) -> Array:
         base = plain(wall_tone, 0.05, 4.0)(u, v, axis)
         low = (v < 1.0 - high / 2) & dado
-        base = np.where(low[:, None], base * np.float32((0.6, 0.68, 0.72)), base)
-        return np.where((v < 0.12 - high / 2)[:, None], np.float32((0.12, 0.11, 0.1)), base)
+        base = np.where(low[:, None], base * _rgb(0.6, 0.68, 0.72), base)
+        return np.where((v < 0.12 - high / 2)[:, None], _rgb(0.12, 0.11, 0.1), base)
 
     size = _u(rng, 0.4, 0.9)
     tone = _vary(
@@ -559,8 +646,11 @@ def _kitchen(rng: Rng) -> Scene:
     front = deep - 0.62
     stove_x = _u(rng, -0.25, 0.25) * wide
     fridge_side = 1 if _chance(rng, 0.5) else -1
-    fridge = box((fridge_side * (wide / 2 - 0.36), deep - 0.36, 0.92), (0.68, 0.68, 1.84),
-                 tiles(_vary(rng, (0.72, 0.73, 0.74), 0.15), (0.2, 0.2, 0.2), 5.0, 1.1, 0.015, 0.0, 0.02))  # fmt: skip
+    fridge = box(
+        (fridge_side * (wide / 2 - 0.36), deep - 0.36, 0.92),
+        (0.68, 0.68, 1.84),
+        tiles(_vary(rng, (0.72, 0.73, 0.74), 0.15), (0.2, 0.2, 0.2), 5.0, 1.1, 0.015, 0.0, 0.02),
+    )
     parts += [
         box((0, deep - 0.3, 0.45), (wide, 0.58, 0.8), door),
         box((0, deep - 0.31, 0.88), (wide, 0.64, 0.05), top),
@@ -700,7 +790,6 @@ def _staircase(rng: Rng) -> Scene:
     pale = (0.3 + colour[0] * 0.6, 0.3 + colour[1] * 0.6, 0.3 + colour[2] * 0.6)
     half, tread, rise = _u(rng, 0.9, 1.7), _u(rng, 0.28, 0.36), _u(rng, 0.16, 0.2)
     count = int(rng.integers(10, 16))
-    down = _chance(rng, 0.2)
     tone = _vary(
         rng, ((0.5, 0.49, 0.46), (0.45, 0.3, 0.17), (0.35, 0.36, 0.38), (0.6, 0.55, 0.45))[int(rng.integers(4))]
     )
@@ -709,14 +798,13 @@ def _staircase(rng: Rng) -> Scene:
     top_material, front_material = plain(tone, 0.12, 0.8), plain(step_side, 0.12, 0.8)
     nose = plain(edge, 0.05)
     parts: list[Part] = []
-    start = 0.9 if down else _u(rng, 1.2, 2.0)
-    sign = -1 if down else 1
+    start = _u(rng, 1.2, 2.0)
     for k in range(count):
-        y, z = start + k * tread, sign * (k + (0 if down else 1)) * rise
+        y, z = start + k * tread, (k + 1) * rise
         parts.append(box((0, y + tread / 2, z - 1.5), (half * 2, tread, 3.0 - 0.02), front_material, casts=False))
         parts.append(box((0, y + tread / 2, z - 0.01), (half * 2, tread, 0.03), top_material))
         parts.append(box((0, y + 0.02, z + 0.002), (half * 2, 0.05, 0.035), nose, casts=False))
-    end_y, end_z = start + count * tread, sign * count * rise
+    end_y, end_z = start + count * tread, count * rise
     parts.append(box((0, end_y + 1.5, end_z - 1.5), (half * 2, 3, 3), top_material))
     brick = _chance(rng, 0.35)
     wall = (
@@ -731,10 +819,9 @@ def _staircase(rng: Rng) -> Scene:
         else:
             parts.append(box((side * (half + 0.1), 6, 1), (0.2, 24, 14), wall, casts=False))
     parts.append(box((0, end_y + 2.6, end_z + 1), (12, 0.2, 9), wall, casts=False))
-    if not down:
-        parts.append(
-            box((0, end_y + 2.4, end_z + 1.7), (half * 0.9, 0.1, 1.2), plain((1.0, 1.0, 1.0)), casts=False, glow=1.1)
-        )
+    parts.append(
+        box((0, end_y + 2.4, end_z + 1.7), (half * 0.9, 0.1, 1.2), plain((1.0, 1.0, 1.0)), casts=False, glow=1.1)
+    )
     rail = plain(_vary(rng, (0.1, 0.1, 0.1)) if _chance(rng, 0.5) else _vary(rng, (0.5, 0.3, 0.15)), 0.1)
     post = plain(_vary(rng, (0.3, 0.3, 0.32)), 0.05)
     for side in (-1, 1):
@@ -742,16 +829,12 @@ def _staircase(rng: Rng) -> Scene:
         parts.append(rod((x, start, 0.95), (x, end_y, end_z + 0.95), 0.04, rail))
         for k in range(0, count + 1, 2):
             y = start + k * tread
-            parts.append(rod((x, y, sign * k * rise), (x, y, sign * k * rise + 0.95), 0.018, post))
+            parts.append(rod((x, y, k * rise), (x, y, k * rise + 0.95), 0.018, post))
     size = _u(rng, 0.4, 0.8)
     floor = tiles(tone, step_side, size, size, 0.012)
-    height = _u(rng, 1.3, 1.8) if down else _u(rng, 0.8, 1.7)
-    pitch = _u(rng, -30, -20) if down else _u(rng, 2, 14)
+    height, pitch = _u(rng, 0.8, 1.7), _u(rng, 2, 14)
     camera = Camera((_u(rng, -0.3, 0.3) * half, -0.4, height), _u(rng, -9, 9), pitch, view=_u(rng, 62, 80))
-    ground = None if down else Ground(floor)
-    picture = Picture(parts, camera, ground, sky=Sky((0.6, 0.6, 0.6), (0.7, 0.7, 0.68), 0))
-    if down:
-        parts.append(box((0, -1, -1.5), (half * 2, 3.8, 3.0), top_material))
+    picture = Picture(parts, camera, Ground(floor), sky=Sky((0.6, 0.6, 0.6), (0.7, 0.7, 0.68), 0))
     _indoor(
         rng,
         picture,
@@ -769,14 +852,14 @@ def _road_ground(rng: Rng, half: float, side: Colour) -> Material:
     dash, gap = _u(rng, 1.5, 3), _u(rng, 5, 7)
     edge_line = _chance(rng, 0.6)
 
-    def material(u: np.ndarray, v: np.ndarray, axis: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def material(u: Array, v: Array, axis: Array) -> Array:
         across = np.abs(u)
         colour = np.where((across < half)[:, None], asphalt(u, v, axis), walk(u, v, axis))
         colour = np.where((across > half + 2.0)[:, None], verge(u, v, axis), colour)
         white = (across < 0.09) & (v % gap < dash)
         if edge_line:
             white |= np.abs(across - half + 0.3) < 0.07
-        return np.where(white[:, None], np.float32((0.75, 0.75, 0.72)), colour)
+        return np.where(white[:, None], _rgb(0.75, 0.75, 0.72), colour)
 
     return material
 
@@ -841,7 +924,7 @@ def _field_from_air(rng: Rng) -> Scene:
     wide, high, seed = _u(rng, 28, 55), _u(rng, 40, 80), int(rng.integers(1000))
     row = _u(rng, 1.6, 3.2)
 
-    def material(x: np.ndarray, y: np.ndarray, axis: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def material(x: Array, y: Array, axis: Array) -> Array:
         u, v = c * x + s * y, c * y - s * x
         j = np.floor(v / high)
         shifted = u + 17 * (j % 3)
@@ -853,8 +936,8 @@ def _field_from_air(rng: Rng) -> Scene:
         colour = colour * np.where(ridge, np.float32(0.72), np.float32(1))[:, None]
         track = (np.abs(v / high - j - 0.02) < 1.6 / high) | (np.abs(shifted / wide - i - 0.02) < 0.5 / wide)
         path = np.abs(v / high - j - 0.02) < 1.6 / high
-        colour = np.where(track[:, None], np.float32((0.13, 0.2, 0.06)), colour)
-        return np.where(path[:, None], np.float32((0.5, 0.43, 0.32)), colour)
+        colour = np.where(track[:, None], _rgb(0.13, 0.2, 0.06), colour)
+        return np.where(path[:, None], _rgb(0.5, 0.43, 0.32), colour)
 
     parts: list[Part] = []
     altitude = _u(rng, 38, 75)
@@ -943,7 +1026,7 @@ def _power_line(rng: Rng) -> Scene:
         neck = [spot + side * a * 0.6 + along * b * 0.6 + (0, 0, high * 0.62) for a in (-1, 1) for b in (-1, 1)]
         for low, top in zip(corners, neck, strict=True):
             parts.append(rod(low, top, thick, steel))
-            parts.append(rod(top, top + (0, 0, high * 0.36), thick * 0.8, steel))
+            parts.append(rod(top, top + np.array((0, 0, high * 0.36)), thick * 0.8, steel))
         if number < 2:
             for share in (0.15, 0.32, 0.47, 0.6):
                 a = [low + (top - low) * share / 0.62 for low, top in zip(corners, neck, strict=True)]
@@ -963,10 +1046,10 @@ def _power_line(rng: Rng) -> Scene:
         for end in (-1, 1):
             shift = side * end * arm + (0, 0, high * level - 1.5)
             for k in range(3):
-                a, b = chain[k] + shift, chain[k + 1] + shift
+                start, stop = chain[k] + shift, chain[k + 1] + shift
                 steps = np.linspace(0, 1, 7)
                 sag = 4 * steps * (1 - steps) * span * 0.05
-                points = a + (b - a) * steps[:, None] - np.array([0, 0, 1.0]) * sag[:, None]
+                points = start + (stop - start) * steps[:, None] - np.array([0, 0, 1.0]) * sag[:, None]
                 for j in range(6):
                     reach = float(np.sqrt((((points[j] + points[j + 1]) / 2 - picture.camera.place) ** 2).sum()))
                     parts.append(rod(points[j], points[j + 1], 0.04 + 0.0032 * reach, wire, casts=False))
@@ -1002,7 +1085,7 @@ def _mountain_trail(rng: Rng) -> Scene:
     )
     bend, phase, width = _u(rng, 1.0, 2.6), _u(rng, 0, 6), _u(rng, 0.7, 1.1)
 
-    def material(x: np.ndarray, y: np.ndarray, axis: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def material(x: Array, y: Array, axis: Array) -> Array:
         middle_line = bend * (np.sin(y / 5 + phase) - np.sin(phase)) * np.clip(y / 8, 0, 2.5)
         off = np.abs(x - middle_line) + 0.35 * noise(x, y, 3.0)
         return np.where((off < width)[:, None], soil(x, y, axis), grass(x, y, axis))
@@ -1103,9 +1186,9 @@ def _rubble(rng: Rng) -> Scene:
     loose = plain(brick_tone, 0.25, 0.5)
     heap = blend((0.36, 0.33, 0.29), (0.24, 0.2, 0.17), 0.7, 2.5)
     for _ in range(4):
-        where = (_u(rng, -5, 5), _u(rng, 6, 12), -0.3)
-        parts.append(ball(where, (_u(rng, 2, 4), _u(rng, 2, 3.5), _u(rng, 0.9, 2.2)), heap, rough=1.8))
-    for _ in range(int(rng.integers(10, 15))):
+        where = (_u(rng, -5, 5), _u(rng, 8, 13), -0.3)
+        parts.append(ball(where, (_u(rng, 2, 4.5), _u(rng, 1.5, 2.5), _u(rng, 0.7, 1.7)), heap, rough=1.8))
+    for _ in range(int(rng.integers(16, 22))):
         y = 3.5 + 9 * _u(rng, 0, 1)
         where = (_u(rng, -1, 1) * (1 + 0.6 * y), y, _u(rng, 0.1, 0.4 + 0.12 * y))
         size = (_u(rng, 0.8, 2.6), _u(rng, 0.7, 2.0), _u(rng, 0.14, 0.28))

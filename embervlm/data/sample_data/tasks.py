@@ -1,7 +1,7 @@
-"""Robot tasks with a known right answer for the sample scenes: one rule table says who goes, by what is asked and what is seen.
+"""Robot tasks with a known right answer for the sample scenes: a table says who goes, by what is asked and seen.
 
-Between ``scenes``, which names the kinds of places, and ``write``, which saves the records. The same wording occurs with many
-places and has different right robots there; no wording names a place or a robot.
+Between ``scenes``, which names the kinds of places, and ``write``, which saves the records. The same wording occurs
+with many places and has different right robots there; no wording names a place or a robot.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ ROBOTS = {
     "L": "Robot with Legs",
 }
 
-# Who goes, by intent (row) and kind of place (column); a dot: the task does not occur there, or no robot is clearly best.
+# Who goes, by intent (row) and kind of place (column); a dot: it does not occur there, or no robot is clearly best.
 # - Under water only the underwater robot works; at a harbour and in a flood it takes what lies below the water line.
-# - Indoors on flat floors the wheeled robot drives what is heavy, long or repetitive; the humanoid does what needs hands, tools,
-#   doors, or dealing with people. In rooms full of furniture (kitchen, office) hands are needed to look into things, too.
-# - Stairs and rough ground are for legs; tools and handles there still need the humanoid's hands.
-# - The drone takes heights, wide open areas, small urgent parcels and first overviews, where there is room to fly: outdoors
-#   and in a warehouse. It does not stay up for hours and carries little, so guarding and heavy loads go to those on the ground.
-# - Below a forest's canopy nothing is seen from the air, so searching there is done on foot.
+# - On flat floors and paved ground the wheeled robot drives what is heavy, long or repetitive, and looks under things.
+# - The humanoid does what needs hands, tools, doors, or dealing with people, and looks into what furniture hides.
+# - Stairs and rough ground are for legs; where a tool or a handle is the point, the humanoid climbs, too.
+# - The drone takes heights, wide open areas, small urgent parcels and first overviews, where there is room to fly:
+#   outdoors and in a warehouse. It does not stay up for hours and carries little, so guarding and heavy loads stay on
+#   the ground. Readings over a slope or over debris are taken from the air: nothing is stepped on.
+# - Below a forest's canopy nothing is seen from the air, so all but an overview and the treetops is done on foot.
 _TABLE = """
           pipe reef ware corr kitc offi stai road fiel high powe moun fore rubb floo harb
 inspect    U    U    W    W    H    H    L    W    D    D    D    L    L    L    D    U
@@ -53,18 +54,33 @@ repair     U    U    H    H    H    H    H    H    .    H    .    .    .    H   
 """
 
 
+_COLUMNS = {
+    "pipe": "underwater_pipeline",
+    "reef": "coral_reef",
+    "ware": "warehouse",
+    "corr": "corridor",
+    "kitc": "kitchen",
+    "offi": "office",
+    "stai": "staircase",
+    "road": "road",
+    "fiel": "field_from_air",
+    "high": "high_rise_facade",
+    "powe": "power_line",
+    "moun": "mountain_trail",
+    "fore": "forest",
+    "rubb": "rubble",
+    "floo": "flooded_street",
+    "harb": "harbour",
+}
+
+
 def _read_table(table: str) -> dict[str, dict[str, str]]:
-    lines = [line.split() for line in table.strip().splitlines()]
-    kinds = {next(kind for kind in KINDS if kind.startswith(short)) if short in _PREFIXES else _SHORT[short]: column
-             for column, short in enumerate(lines[0])}  # fmt: skip
+    """By intent and kind: the robot's name; dots are left out."""
+    head, *rows = (line.split() for line in table.strip().splitlines())
     return {
-        line[0]: {kind: ROBOTS[line[1 + column]] for kind, column in kinds.items() if line[1 + column] != "."}
-        for line in lines[1:]
+        intent: {_COLUMNS[short]: ROBOTS[key] for short, key in zip(head, keys, strict=True) if key != "."}
+        for intent, *keys in rows
     }
-
-
-_SHORT = {"pipe": "underwater_pipeline", "reef": "coral_reef"}
-_PREFIXES = {name[:4] for name in KINDS} - {"unde", "cora"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,117 +104,240 @@ class Intent:
 INTENTS: dict[str, Intent] = {
     "inspect": Intent(
         ("inspect", "check", "examine", "look over"),
-        ("this place for damage", "everything in view for cracks", "the site for broken parts", "the scene for faults",
-         "all that can be seen here for signs of wear"),
-        "a close look for damage", "Inspect the place for damage",
-        {"Drone": ("aerial inspection",), "Underwater Robot": ("marine inspection",), "Humanoid": ("manipulation", "complex tasks"),
-         "Robot with Wheels": ("stable platform", "efficient"), "Robot with Legs": ("inspection", "rough terrain navigation")},
+        (
+            "this place for damage",
+            "everything in view for cracks",
+            "the site for broken parts",
+            "the scene for faults",
+            "all that can be seen here for signs of wear",
+        ),
+        "a close look for damage",
+        "Inspect the place for damage",
+        {
+            "Drone": ("aerial inspection",),
+            "Underwater Robot": ("marine inspection",),
+            "Humanoid": ("manipulation", "complex tasks"),
+            "Robot with Wheels": ("stable platform", "efficient"),
+            "Robot with Legs": ("inspection", "rough terrain navigation"),
+        },
     ),
     "top": Intent(
         ("look at", "check", "take pictures of", "film"),
-        ("the highest parts in view", "what is far above head height", "the topmost parts", "the upper parts that nobody can see well",
-         "the spots high up"),
-        "a view of the highest parts", "Look at the highest parts",
-        {"Drone": ("aerial navigation", "aerial inspection"), "Underwater Robot": ("underwater navigation",),
-         "Humanoid": ("manipulation", "walking"), "Robot with Legs": ("inspection", "stability")},
+        (
+            "the highest parts in view",
+            "what is far above head height",
+            "the topmost parts",
+            "the upper parts that nobody can see well",
+            "the spots high up",
+        ),
+        "a view of the highest parts",
+        "Look at the highest parts",
+        {
+            "Drone": ("aerial navigation", "aerial inspection"),
+            "Underwater Robot": ("underwater navigation",),
+            "Humanoid": ("manipulation", "walking"),
+            "Robot with Legs": ("inspection", "stability"),
+        },
     ),
     "bottom": Intent(
         ("look at", "check", "examine", "take pictures of"),
-        ("the lowest parts", "the foot of everything in view", "the places where things meet the ground", "the base and the footing",
-         "the spots low down"),
-        "a close look at the lowest parts", "Check the lowest parts",
-        {"Underwater Robot": ("marine inspection", "underwater navigation"), "Robot with Wheels": ("stable platform",),
-         "Robot with Legs": ("inspection", "stability")},
+        (
+            "the lowest parts",
+            "the foot of everything in view",
+            "the places where things meet the ground",
+            "the base and the footing",
+            "the spots low down",
+        ),
+        "a close look at the lowest parts",
+        "Check the lowest parts",
+        {
+            "Underwater Robot": ("marine inspection", "underwater navigation"),
+            "Robot with Wheels": ("stable platform",),
+            "Robot with Legs": ("inspection", "stability"),
+        },
     ),
     "heavy": Intent(
         ("carry", "move", "haul", "bring"),
-        ("the heavy crate to the far side", "a load of forty kilos to the other end", "the heavy equipment across",
-         "the spare parts, too heavy for one person, over there", "the heavy batteries to the far end"),
-        "moving a heavy load", "Move the heavy load across",
-        {"Underwater Robot": ("underwater manipulation",), "Robot with Wheels": ("good payload",),
-         "Robot with Legs": ("load carrying",)},
+        (
+            "the heavy crate to the far side",
+            "a load of forty kilos to the other end",
+            "the heavy equipment across",
+            "the spare parts, too heavy for one person, over there",
+            "the heavy batteries to the far end",
+        ),
+        "moving a heavy load",
+        "Move the heavy load across",
+        {
+            "Underwater Robot": ("underwater manipulation",),
+            "Robot with Wheels": ("good payload",),
+            "Robot with Legs": ("load carrying",),
+        },
     ),
     "urgent": Intent(
         ("rush", "get", "bring", "deliver"),
-        ("the small first-aid kit to the far side at once", "a light packet across as fast as possible",
-         "the spare radio to the other end without delay", "this little sensor over there in a hurry",
-         "the medicine to the far end right away"),
-        "a small item delivered fast", "Deliver the small item fast",
-        {"Drone": ("fastest", "lightweight transport"), "Underwater Robot": ("underwater navigation",),
-         "Robot with Wheels": ("fast movement",),
-         "Robot with Legs": ("rough terrain navigation",)},
+        (
+            "the small first-aid kit to the far side at once",
+            "a light packet across as fast as possible",
+            "the spare radio to the other end without delay",
+            "this little sensor over there in a hurry",
+            "the medicine to the far end right away",
+        ),
+        "a small item delivered fast",
+        "Deliver the small item fast",
+        {
+            "Drone": ("fastest", "lightweight transport"),
+            "Underwater Robot": ("underwater navigation",),
+            "Robot with Wheels": ("fast movement",),
+            "Robot with Legs": ("rough terrain navigation",),
+        },
     ),
     "overview": Intent(
         ("get", "give us", "make", "bring back"),
-        ("a first overview of the whole place", "a quick picture of the entire area", "a rapid survey of everything in sight",
-         "an overall view in a few minutes", "a fast map of the full extent"),
-        "a fast overview of the area", "Get a fast overview of the area",
-        {"Drone": ("surveillance", "fastest"), "Underwater Robot": ("underwater navigation",),
-         "Robot with Wheels": ("fast movement",), "Robot with Legs": ("rough terrain navigation",)},
+        (
+            "a first overview of the whole place",
+            "a quick picture of the entire area",
+            "a rapid survey of everything in sight",
+            "an overall view in a few minutes",
+            "a fast map of the full extent",
+        ),
+        "a fast overview of the area",
+        "Get a fast overview of the area",
+        {
+            "Drone": ("surveillance", "fastest"),
+            "Underwater Robot": ("underwater navigation",),
+            "Robot with Wheels": ("fast movement",),
+            "Robot with Legs": ("rough terrain navigation",),
+        },
     ),
     "patrol": Intent(
         ("patrol", "guard", "watch", "secure"),
-        ("the area all night long", "this place for the next ten hours", "the site until tomorrow morning",
-         "everything here for a full shift", "the surroundings hour after hour"),
-        "staying on duty for hours", "Patrol the area for hours",
-        {"Underwater Robot": ("underwater navigation",), "Robot with Wheels": ("efficient",),
-         "Robot with Legs": ("rough terrain navigation", "stability")},
+        (
+            "the area all night long",
+            "this place for the next ten hours",
+            "the site until tomorrow morning",
+            "everything here for a full shift",
+            "the surroundings hour after hour",
+        ),
+        "staying on duty for hours",
+        "Patrol the area for hours",
+        {
+            "Underwater Robot": ("underwater navigation",),
+            "Robot with Wheels": ("efficient",),
+            "Robot with Legs": ("rough terrain navigation", "stability"),
+        },
     ),
     "measure": Intent(
         ("measure", "record", "log", "take readings of"),
-        ("the temperature in many spots", "the gas level all over this place", "the radiation at twenty points",
-         "the dimensions of everything in view", "the noise from one side to the other"),
-        "readings at many spots", "Take readings at many spots",
-        {"Drone": ("aerial inspection", "aerial navigation"), "Underwater Robot": ("marine inspection",),
-         "Humanoid": ("complex tasks", "walking"), "Robot with Wheels": ("stable platform",),
-         "Robot with Legs": ("inspection", "rough terrain navigation")},
+        (
+            "the temperature in many spots",
+            "the gas level all over this place",
+            "the radiation at twenty points",
+            "the dimensions of everything in view",
+            "the noise from one side to the other",
+        ),
+        "readings at many spots",
+        "Take readings at many spots",
+        {
+            "Drone": ("aerial inspection", "aerial navigation"),
+            "Underwater Robot": ("marine inspection",),
+            "Robot with Wheels": ("stable platform",),
+            "Robot with Legs": ("inspection", "rough terrain navigation"),
+        },
     ),
     "hand_over": Intent(
         ("hand", "give", "pass", "take"),
-        ("the tool bag to the person who is waiting", "a bottle of oxygen to the colleague over there",
-         "this letter to the woman in charge", "the fresh gloves to the one who asked for them", "the lamp to the man at work there"),
-        "handing an item to a person", "Hand the item over",
-        {"Drone": ("lightweight transport", "aerial navigation"), "Underwater Robot": ("underwater manipulation",),
-         "Humanoid": ("human interaction", "manipulation"), "Robot with Wheels": ("good payload",),
-         "Robot with Legs": ("load carrying", "rough terrain navigation")},
+        (
+            "the tool bag to the person who is waiting",
+            "a bottle of oxygen to the colleague over there",
+            "this letter to the woman in charge",
+            "the fresh gloves to the one who asked for them",
+            "the lamp to the man at work there",
+        ),
+        "handing an item to a person",
+        "Hand the item over",
+        {
+            "Drone": ("lightweight transport", "aerial navigation"),
+            "Underwater Robot": ("underwater manipulation",),
+            "Humanoid": ("human interaction", "manipulation"),
+            "Robot with Wheels": ("good payload",),
+            "Robot with Legs": ("load carrying", "rough terrain navigation"),
+        },
     ),
     "search": Intent(
         ("search for", "look for", "find", "locate"),
-        ("the missing colleague", "the person who has not come back", "anybody who may be hurt", "the lost child",
-         "people who need help"),
-        "finding a missing person", "Find the missing person",
-        {"Drone": ("surveillance", "aerial navigation"), "Underwater Robot": ("underwater navigation",),
-         "Humanoid": ("human interaction", "walking"), "Robot with Legs": ("rough terrain navigation",)},
+        (
+            "the missing colleague",
+            "the person who has not come back",
+            "anybody who may be hurt",
+            "the lost child",
+            "people who need help",
+        ),
+        "finding a missing person",
+        "Find the missing person",
+        {
+            "Drone": ("surveillance", "aerial navigation"),
+            "Underwater Robot": ("underwater navigation",),
+            "Humanoid": ("human interaction", "walking"),
+            "Robot with Legs": ("rough terrain navigation",),
+        },
     ),
     "operate": Intent(
         ("turn", "open", "close", "release"),
         ("the valve", "the handle as far as it goes", "the latch", "the lid", "the shut-off lever"),
-        "hands for a handle or valve", "Work the handle or valve",
+        "hands for a handle or valve",
+        "Work the handle or valve",
         {"Underwater Robot": ("underwater manipulation",), "Humanoid": ("manipulation",)},
     ),
     "guide": Intent(
         ("guide", "lead", "escort", "accompany"),
-        ("the stranded people to safety", "the visitors on the safe way out", "the group back to the others",
-         "those who are lost to the meeting point", "the frightened crew away from here"),
-        "leading people to safety", "Lead the people to safety",
-        {"Drone": ("aerial navigation", "surveillance"), "Underwater Robot": ("underwater navigation",),
-         "Humanoid": ("human interaction", "walking"), "Robot with Legs": ("rough terrain navigation", "stability")},
+        (
+            "the stranded people to safety",
+            "the visitors on the safe way out",
+            "the group back to the others",
+            "those who are lost to the meeting point",
+            "the frightened crew away from here",
+        ),
+        "leading people to safety",
+        "Lead the people to safety",
+        {
+            "Drone": ("aerial navigation", "surveillance"),
+            "Underwater Robot": ("underwater navigation",),
+            "Humanoid": ("human interaction", "walking"),
+            "Robot with Legs": ("rough terrain navigation", "stability"),
+        },
     ),
     "sample": Intent(
         ("collect", "take", "gather", "bring back"),
-        ("samples of the material", "a few specimens from three spots", "some loose bits for the laboratory",
-         "small samples of what lies there", "a piece of the surface"),
-        "picking up samples", "Collect the samples",
-        {"Underwater Robot": ("underwater manipulation", "deep sea exploration"), "Humanoid": ("manipulation",),
-         "Robot with Wheels": ("stable platform",), "Robot with Legs": ("rough terrain navigation",)},
+        (
+            "samples of the material",
+            "a few specimens from three spots",
+            "some loose bits for the laboratory",
+            "small samples of what lies there",
+            "a piece of the surface",
+        ),
+        "picking up samples",
+        "Collect the samples",
+        {
+            "Underwater Robot": ("underwater manipulation", "deep sea exploration"),
+            "Humanoid": ("manipulation",),
+            "Robot with Wheels": ("stable platform",),
+            "Robot with Legs": ("rough terrain navigation",),
+        },
     ),
     "repair": Intent(
         ("fix", "repair", "mend", "replace"),
-        ("the broken part with tools", "the damaged bracket", "the loose fastening", "the torn cover", "the cracked piece"),
-        "a repair with tools", "Repair the broken part",
+        (
+            "the broken part with tools",
+            "the damaged bracket",
+            "the loose fastening",
+            "the torn cover",
+            "the cracked piece",
+        ),
+        "a repair with tools",
+        "Repair the broken part",
         {"Underwater Robot": ("underwater manipulation",), "Humanoid": ("tool use", "complex tasks")},
     ),
-}  # fmt: skip
+}
 
 RULES = _read_table(_TABLE)
 
@@ -298,7 +437,7 @@ def clauses(intent: str, held_out: bool) -> list[str]:
 
 
 def wordings(group: str, held_out: bool, rng: np.random.Generator, limit: int = 400) -> list[str]:
-    """At most ``limit`` different texts for a group of intents (``a``, ``a+b``, ``a|b`` side by side, ``a+b+c``), shuffled."""
+    """At most ``limit`` shuffled texts for a group of intents: ``a``, ``a+b``, ``a|b`` (side by side) or ``a+b+c``."""
     together = "|" in group
     intents = group.replace("|", "+").split("+")
     if len(intents) == 1:
@@ -375,9 +514,9 @@ def _groups(kind: str) -> dict[str, list[tuple[str, bool]]]:
 def _draw_groups(kinds: Sequence[str], rng: np.random.Generator) -> list[tuple[int, str, str]]:
     """Choose each scene's tasks as (scene, group, leader).
 
-    Starts at random and then exchanges single tasks while that improves the balance: of leaders in all, of groups, and of the
-    leaders within each group (what a guess from the text alone lives on). In a picture no robot leads more than two tasks,
-    except under water, where there is only one.
+    Starts at random and then exchanges single tasks while that improves the balance: of leaders in all, of groups, and
+    of the leaders within each group (what a guess from the text alone lives on). In a picture no robot leads more than
+    two tasks, except under water, where there is only one.
     """
     options = {
         kind: [(group, lead, multi) for lead, groups in _groups(kind).items() for group, multi in groups]
@@ -399,23 +538,27 @@ def _draw_groups(kinds: Sequence[str], rng: np.random.Generator) -> list[tuple[i
     used: dict[str, Counter[str]] = defaultdict(Counter)
     for group, lead, _ in (option for chosen in scenes for option in chosen):
         used[group][lead] += 1
-    combined = len(COMBINATIONS)
-    target = {False: total * (1 - MULTI_SHARE) / len(RULES), True: total * MULTI_SHARE / combined}
+    combined = sum(multi for chosen in scenes for _, _, multi in chosen)
+    target = {False: total * (1 - MULTI_SHARE) / len(RULES), True: total * MULTI_SHARE / len(COMBINATIONS)}
 
     def gain(option: tuple[str, str, bool], sign: int) -> float:
         """By how much the balance gets worse if the option is added (sign 1) or taken away (-1)."""
         group, lead, multi = option
         counts = used[group]
-        before = max(counts.values(), default=0)
+        before = _leak(counts)
         counts[lead] += sign
-        after = max(counts.values())
+        after = _leak(counts)
         counts[lead] -= sign
         mass = counts.total() - target[multi]
         spread = led[lead] - total / len(ROBOTS)
-        heavy = 12 if multi else 0.6
-        return (after - before) + (3 * (2 * sign * spread + 1) + heavy * (2 * sign * mass + 1)) / total
+        cost = 3 * (2 * sign * spread + 1) + (6 if multi else 0.3) * (2 * sign * mass + 1)
+        if multi:
+            cost += 8 * (2 * sign * (combined - MULTI_SHARE * total) + 1)
+        return (after - before) + cost / total
 
     def put(option: tuple[str, str, bool], sign: int) -> None:
+        nonlocal combined
+        combined += sign * option[2]
         used[option[0]][option[1]] += sign
         led[option[1]] += sign
 
@@ -439,6 +582,12 @@ def _draw_groups(kinds: Sequence[str], rng: np.random.Generator) -> list[tuple[i
                 put(best, 1)
                 chosen[place] = best
     return [(scene, group, lead) for scene, chosen in enumerate(scenes) for group, lead, _ in chosen]
+
+
+def _leak(leaders: Counter[str]) -> float:
+    """What the best guess from a text gets right of a group's records, plus what a guess by the shares does."""
+    total = leaders.total()
+    return max(leaders.values()) + sum(count * count for count in leaders.values()) / total if total else 0.0
 
 
 def _assign_texts(drawn: Sequence[tuple[int, str, str]], held_out: bool, rng: np.random.Generator) -> list[str]:

@@ -1,4 +1,4 @@
-"""Writes the sample data: rendered scenes with captions, questions, conversations and robot tasks in the publishers' own layouts.
+"""Writes the sample data: rendered scenes with their texts and robot tasks, in the publishers' own layouts.
 
 The last step of ``embervlm data sample``; the readers of ``embervlm.data`` read the result like the real data sets.
 """
@@ -104,10 +104,10 @@ def write_sample_data(
     workers: int | None = None,
     progress: bool = True,
 ) -> SampleDataSummary:
-    """Render ``scenes`` pictures of ``size`` x ``size`` pixels and write them with their records to the new folder ``out``.
+    """Render ``scenes`` square pictures of ``size`` pixels and write them with their records to the new folder ``out``.
 
-    15% of the scenes are held out for robot selection, 5% are COCO's validation pictures. The same seed gives the same bytes
-    with any number of workers (None: one a core). Nothing is left behind if it fails.
+    15% of the scenes are held out for robot selection, 5% are COCO's validation pictures. The same seed gives the same
+    bytes with any number of workers (None: one a core). Nothing is left behind if it fails.
 
     Raises:
         DataError: ``out`` exists and is not an empty folder, or a number is out of range.
@@ -166,7 +166,12 @@ def _write(
             name = f"{shot.id:012d}.jpg"
             if index < train_count:
                 train.append(shot)
-                copies = [coco / "train2017" / name, vqa / "train2014" / f"COCO_train2014_{name}", llava / "train2017" / name, robots / "images" / name]  # fmt: skip
+                copies = [
+                    coco / "train2017" / name,
+                    vqa / "train2014" / f"COCO_train2014_{name}",
+                    llava / "train2017" / name,
+                    robots / "images" / name,
+                ]
             elif index < train_count + validation_count:
                 validation.append(shot)
                 copies = [coco / "val2017" / name]
@@ -282,7 +287,7 @@ def _subject(shot: _Shot) -> str | None:
     if not shot.kind.subject:
         return None
     name = f"{shot.colour} {shot.kind.subject}"
-    if shot.kind.subject.endswith("s") or shot.kind.subject in ("water",):
+    if shot.kind.subject.endswith("s"):
         return name
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
@@ -294,13 +299,20 @@ def _captions(shot: _Shot, rng: np.random.Generator) -> list[str]:
     first = _choose(
         rng, (f"A picture of {phrase} {light}.", f"{_capital(phrase)}, seen {light}.", f"This is {phrase} {light}.")
     )
-    options = [f"{_capital(phrase)} with {one} and {two}." if one.split()[-1] not in phrase and two.split()[-1] not in phrase
-               else f"{_capital(one)} and {two}: {phrase}.",
-               f"{_capital(one)} and {two} {light}."]  # fmt: skip
+    options = [
+        f"{_capital(phrase)} with {one} and {two}."
+        if one.split()[-1] not in phrase and two.split()[-1] not in phrase
+        else f"{_capital(one)} and {two}: {phrase}.",
+        f"{_capital(one)} and {two} {light}.",
+    ]
     subject = _subject(shot)
     if subject is not None:
-        options += [f"{_capital(subject)} and {one}, {light}.", f"{_capital(phrase)}; there is {subject}."
-                    if subject.startswith(("a ", "an ")) else f"{_capital(phrase)}; there are {subject}."]  # fmt: skip
+        options += [
+            f"{_capital(subject)} and {one}, {light}.",
+            f"{_capital(phrase)}; there is {subject}."
+            if subject.startswith(("a ", "an "))
+            else f"{_capital(phrase)}; there are {subject}.",
+        ]
     return [first, _choose(rng, options)]
 
 
@@ -477,8 +489,8 @@ def _instruction() -> str:
     ]
     for robot in fleet:
         lines.append(
-            f"{robot.name}:\ncapabilities: {', '.join(robot.capabilities)},\nlimitations: {', '.join(robot.limitations)},\n"
-            f"environments: {', '.join(robot.environments)}"
+            f"{robot.name}:\ncapabilities: {', '.join(robot.capabilities)},\n"
+            f"limitations: {', '.join(robot.limitations)},\nenvironments: {', '.join(robot.environments)}"
         )
     return "\n".join(lines)
 
@@ -517,15 +529,16 @@ def _readme(summary: SampleDataSummary, size: int) -> str:
     lines: Iterable[str] = (
         "# Sample data",
         "",
-        f"Rendered scenes of {len(KINDS)} kinds of places ({size} x {size} pixels) with known truth, seed {summary.seed}; made by "
-        "`embervlm data sample`.",
+        f"Rendered scenes of {len(KINDS)} kinds of places ({size} x {size} pixels), their truth known, seed "
+        f"{summary.seed}; made by `embervlm data sample`.",
         "",
-        f"- `base_vlm`: {summary.train_scenes} training and {summary.validation_scenes} validation pictures with {summary.captions} "
-        f"captions (COCO's layout), {summary.questions} questions (VQA v2), {summary.conversations} conversations (LLaVA)",
-        f"- `robot-selection-dataset`: {summary.single_tasks} tasks of one phase and {summary.multi_tasks} of several, on the training "
-        "pictures",
-        f"- `heldout`: {summary.held_out_tasks} tasks on {summary.held_out_scenes} other pictures, worded differently; for evaluation "
-        f"only. There no guess from the text alone is right in more than {summary.text_only_bound:.1%}, from the picture alone in "
-        f"{summary.picture_only_bound:.1%}.",
+        f"- `base_vlm`: {summary.train_scenes} training and {summary.validation_scenes} validation pictures with "
+        f"{summary.captions} captions (COCO's layout), {summary.questions} questions (VQA v2), {summary.conversations} "
+        "conversations (LLaVA)",
+        f"- `robot-selection-dataset`: {summary.single_tasks} tasks of one phase and {summary.multi_tasks} of several, "
+        "on the training pictures",
+        f"- `heldout`: {summary.held_out_tasks} tasks on {summary.held_out_scenes} other pictures, worded differently; "
+        "for evaluation only. There no guess from the text alone is right in more than "
+        f"{summary.text_only_bound:.1%}, from the picture alone in more than {summary.picture_only_bound:.1%}.",
     )
     return "\n".join(lines) + "\n"
