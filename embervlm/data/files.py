@@ -120,7 +120,7 @@ class ImageFolder:
                 if name.suffix.lower() in PICTURE_SUFFIXES:
                     by_key.setdefault(image_key(Path(name)), set()).add(file)
         self._by_key = {key: tuple(sorted(files)) for key, files in by_key.items()}
-        self._found: dict[tuple[str, str | None, Path | None], Path | None] = {}
+        self._found: dict[tuple[str | None, Path | None], dict[str, Path | None]] = {}
 
     @classmethod
     def of(cls, *folders: Path) -> ImageFolder:
@@ -153,17 +153,21 @@ class ImageFolder:
         Raises:
             DataError: ``name`` is no relative file name (see :func:`relative_name`).
         """
-        path = relative_name(name, place)
-        key = (str(path), split_folder, near)
-        if key not in self._found:
-            self._found[key] = self._find(path, split_folder, near)
-        return self._found[key]
+        # Only names that passed the check are remembered, so a name found here needs no second one.
+        remembered = self._found.setdefault((split_folder, near), {})
+        if not isinstance(name, str) or name not in remembered:
+            path = relative_name(name, place)
+            remembered[str(name)] = self._find(path, split_folder, near)
+        return remembered[str(name)]
 
     def _find(self, name: PurePosixPath, split_folder: str | None, near: Path | None) -> Path | None:
         key = image_key(Path(name))
         is_coco = key.startswith("coco/")
+        files = self._by_key.get(key, ())
+        if len(files) == 1 and (is_coco or len(name.parts) == 1):
+            return Path(files[0])
         ranked = []
-        for file in self._by_key.get(key, ()):
+        for file in files:
             parts = PurePosixPath(file).parts
             agreeing = _common(reversed(parts), reversed(name.parts))
             if not is_coco and agreeing < min(2, len(name.parts)):
@@ -173,8 +177,8 @@ class ImageFolder:
         if not ranked:
             return None
         best = max(rank for rank, _ in ranked)
-        files = [file for rank, file in ranked if rank == best]
-        return Path(files[0]) if is_coco or len(files) == 1 else None
+        fitting = [file for rank, file in ranked if rank == best]
+        return Path(fitting[0]) if is_coco or len(fitting) == 1 else None
 
 
 def _common(first: Iterable[str], second: Iterable[str]) -> int:

@@ -217,21 +217,20 @@ def _without_repeats(samples: list[Sample]) -> tuple[list[Sample], Counter[str]]
     return list(kept.values()), repeated
 
 
-def _split_key(sample: Sample) -> str:
-    if sample.image is not None:
-        return image_key(sample.image)
+def _text_key(sample: Sample) -> str:
     return "text/" + hashlib.sha256(repr(sample.turns).encode()).hexdigest()
 
 
 def _split(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample], Counter[str]]:
     """Training and validation samples, and how many training records each data set loses to validation pictures."""
+    of_image = {image: image_key(image) for image in {sample.image for sample in samples} if image is not None}
+    keys = {sample.id: _text_key(sample) if sample.image is None else of_image[sample.image] for sample in samples}
     official = [sample for sample in samples if sample.split == "validation"]
     with_official = {sample.dataset for sample in official}
     rest = [sample for sample in samples if sample.split == "train"]
     to_split = [sample for sample in rest if sample.dataset not in with_official]
-    _, drawn = split_by_key(to_split, _split_key, share, seed)
-    official_keys = {_split_key(sample) for sample in official}
-    held_out_keys = official_keys | {_split_key(sample) for sample in drawn}
+    _, drawn = split_by_key(to_split, lambda sample: keys[sample.id], share, seed)
+    held_out_keys = {keys[sample.id] for sample in (*official, *drawn)}
 
     drawn_ids = {sample.id for sample in drawn}
     train: list[Sample] = []
@@ -240,7 +239,7 @@ def _split(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample]
     for sample in rest:
         if sample.id in drawn_ids:
             validation.append(sample)
-        elif _split_key(sample) in held_out_keys:
+        elif keys[sample.id] in held_out_keys:
             held_out[sample.dataset] += 1
         else:
             train.append(sample)

@@ -53,7 +53,7 @@ def read(files: Sequence[Path], images: ImageFolder, ledger: Ledger) -> Iterator
         document = read_json(file, shrink=_shrink)
         pictures, captions = _tables(document, file)
         tally.files.append(file)
-        split, split_folder = split_of(file.stem), split_folder_of(file.stem)
+        split, split_folder, near = split_of(file.stem), split_folder_of(file.stem), file.parent
         names: dict[Any, Any] = {}
         for number, picture in enumerate(pictures):
             if not isinstance(picture, _Picture) or not isinstance(picture.id, (int, str)):
@@ -82,7 +82,7 @@ def read(files: Sequence[Path], images: ImageFolder, ledger: Ledger) -> Iterator
             if not isinstance(caption.image_id, (int, str)) or caption.image_id not in names:
                 tally.rejected["image_id is not among the file's images"] += 1
                 continue
-            image = tally.picture(images, names[caption.image_id], place, split_folder=split_folder, near=file.parent)
+            image = tally.picture(images, names[caption.image_id], place, split_folder=split_folder, near=near)
             if image is not None:
                 yield Sample(f"{DATASET}/{caption.id}", DATASET, "caption", image, (Turn("", text),), split)
 

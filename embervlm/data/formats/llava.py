@@ -45,7 +45,7 @@ def read(files: Sequence[Path], images: ImageFolder, ledger: Ledger) -> Iterator
         if not isinstance(document, list):
             raise DataError(f"{file}: expected a list of conversations")
         tally.files.append(file)
-        split = split_of(file.stem)
+        split, near = split_of(file.stem), file.parent
         for number, record in enumerate(document):
             place = f"{file}: record {number}"
             tally.records += 1
@@ -60,7 +60,7 @@ def read(files: Sequence[Path], images: ImageFolder, ledger: Ledger) -> Iterator
                 if isinstance(name, list):
                     tally.rejected["more than one picture"] += 1
                     continue
-                image = tally.picture(images, name, place, split_folder=None, near=file.parent)
+                image = tally.picture(images, name, place, split_folder=None, near=near)
                 if image is None:
                     continue
             yield Sample(f"{DATASET}/{file.name}[{number}]", DATASET, "chat", image, turns, split)

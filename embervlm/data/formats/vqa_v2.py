@@ -108,6 +108,7 @@ def _joined(questions: _Questions, answers: _Answers, images: ImageFolder, ledge
     subtype = questions.subtype or split_folder_of(questions.file.stem)
     split = split_of(f"{questions.file.stem} {subtype or ''}")
     prefix = f"COCO_{subtype}_" if subtype else ""
+    near = questions.file.parent
     seen: set[int | str] = set()
     for number, question in enumerate(questions.records):
         place = f"{questions.file}: questions[{number}]"
@@ -143,7 +144,7 @@ def _joined(questions: _Questions, answers: _Answers, images: ImageFolder, ledge
             tally.rejected["image_id is no number"] += 1
             continue
         name = f"{prefix}{image_id:012d}.jpg"
-        image = tally.picture(images, name, place, split_folder=subtype, near=questions.file.parent)
+        image = tally.picture(images, name, place, split_folder=subtype, near=near)
         if image is not None:
             yield Sample(f"{dataset}/{question.id}", dataset, "short_answer", image, (Turn(text, answer),), split)
 
