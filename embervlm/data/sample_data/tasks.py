@@ -44,7 +44,7 @@ heavy      U    U    W    W    W    W    L    W    W    W    L    L    L    L   
 urgent     U    U    W    W    W    W    L    D    D    D    D    D    L    D    D    D
 overview   U    U    D    W    .    .    L    D    D    D    D    D    D    D    D    D
 patrol     U    U    W    W    W    W    L    W    W    W    L    L    L    L    .    W
-measure    U    U    W    W    W    W    L    W    D    D    D    D    L    D    D    U
+measure    U    U    W    W    W    W    L    W    D    D    D    D    L    D    D    .
 hand_over  U    U    W    H    H    H    H    H    D    H    .    L    L    L    D    H
 search     U    U    .    H    .    H    L    D    D    .    .    D    L    L    D    D
 operate    U    U    H    H    H    H    H    .    .    H    .    .    .    H    U    H
