@@ -134,8 +134,9 @@ def _to_rgb(picture: Image.Image, deep_colour: bool) -> Image.Image:
     if deep_colour and picture.mode == "RGB" and isinstance(colour, tuple):
         picture.info["transparency"] = tuple(channel >> 8 for channel in colour)
     layer = picture.convert("RGBA")
-    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, layer).convert("RGB")
+    rgb = Image.new("RGB", layer.size, (255, 255, 255))
+    rgb.paste(layer, mask=layer.getchannel("A"))
+    return rgb
 
 
 def _turn_upright(rgb: Image.Image, picture: Image.Image) -> Image.Image:

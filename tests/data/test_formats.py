@@ -37,9 +37,6 @@ def _counts(tally: Tally) -> tuple[int, int, int, int, dict[str, int]]:
     return tally.records, tally.with_answer, tally.with_image, tally.missing_images, dict(tally.rejected)
 
 
-# --- COCO captions
-
-
 def test_coco_captions_of_the_fixture(shared: Path) -> None:
     folder = shared / "fixtures/coco_captions"
     samples, ledger = _read(coco_captions.read, folder, folder / "captions_val2017.json")
@@ -119,9 +116,6 @@ def test_coco_captions_refused(tmp_path: Path, document: Any, message: str) -> N
     with pytest.raises(DataError) as error:
         _read(coco_captions.read, tmp_path, file)
     assert str(error.value).startswith(f"{file}: {message}")
-
-
-# --- VQA v2 and OK-VQA
 
 
 def test_vqa_of_the_fixture(shared: Path) -> None:
@@ -240,9 +234,6 @@ def test_vqa_duplicate_ids_are_refused(tmp_path: Path) -> None:
         _read(vqa_v2.read, tmp_path, questions, twice)
 
 
-# --- LLaVA
-
-
 def test_llava_of_the_fixture_has_all_turns(shared: Path, tmp_path: Path) -> None:
     for name in ("000000033471", "000000052846"):
         _picture(tmp_path / f"{name}.jpg")
@@ -331,9 +322,6 @@ def test_llava_refuses_names_that_leave_the_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         _read(llava.read, tmp_path, file)
     assert str(error.value).startswith(f"{file}: record 1: picture '../../x.jpg' leaves the data folder")
-
-
-# --- recognising
 
 
 def test_what_each_fixture_file_is_taken_for(shared: Path) -> None:
