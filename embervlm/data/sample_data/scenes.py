@@ -1290,7 +1290,7 @@ def _harbour(rng: Rng) -> Scene:
     for y in (4.5, 9.5, 15.0, 22.0, 30.0):
         x = edge - side * 0.8
         parts += [rod((x, y, 0.5), (x, y, 0.95), 0.16, iron), ball((x, y, 0.98), (0.26, 0.26, 0.12), iron)]
-    hull = stripes((0.35, 0.06, 0.05), colour, 40.0, "v", 0.5)
+    hull = stripes(colour, (0.35, 0.06, 0.05), 40.0, "v", 0.5)
     length, wide, high = _u(rng, 24, 40), _u(rng, 5, 7), _u(rng, 3.0, 4.5)
     x, y = edge + side * (wide / 2 + _u(rng, 0.8, 3)), _u(rng, 10, 15)
     z = high / 2 - 1.0
