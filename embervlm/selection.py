@@ -263,7 +263,9 @@ class RobotSelector:
                         for i, prompt in zip(rows, prompts, strict=True)
                     ]
                 )
-                embedded = self.model.embed(batch["input_ids"], batch.get("pixel_values"))
+                pictures = batch.get("pixel_values")
+                features = None if pictures is None else self.model.get_image_features(pictures)
+                embedded = self.model.embed(batch["input_ids"], features)
                 states = self.model.language_model.transformer(
                     inputs_embeds=embedded,
                     past_key_values=state.cache(len(prompts)),
@@ -392,7 +394,8 @@ class _Writer:
 
     def read(self, ids: Sequence[int], pixels: Tensor | None = None) -> Tensor:
         """Take in tokens that are given; returns the state at the last of them, (1, width)."""
-        embedded = self.model.embed(torch.tensor([list(ids)]), pixels)
+        features = None if pixels is None else self.model.get_image_features(pixels)
+        embedded = self.model.embed(torch.tensor([list(ids)]), features)
         positions = torch.arange(self.position, self.position + len(ids))[None]
         check_positions(self.position + len(ids), self.model.config.text_config.n_positions, "the answer")
         outputs = self.model.language_model.transformer(

@@ -74,7 +74,7 @@ def load_tokenizer(source: str | os.PathLike[str] | None = None, *, max_length: 
     tokenizer.pad_token = END_OF_TEXT
     tokenizer.padding_side = "right"
     tokenizer.model_max_length = max_length
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def check_tokenizer(tokenizer: Any) -> None:

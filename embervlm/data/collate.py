@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from embervlm.data.images import decode_image
-from embervlm.data.sample import RobotSample, Sample
+from embervlm.data.sample import RobotSample, Sample, image_key
 from embervlm.fleet import Fleet
 from embervlm.prompts import (
     CAPTION_QUESTION,
@@ -52,11 +52,13 @@ class Example:
         encoded: token ids and labels.
         pixels: (3, size, size), or None without a picture.
         selection_index: the place at which the robot head reads; None in stages 1 and 2.
+        words: tokens of what is said about the picture, each once; empty where nothing is.
         leader, members: one number a robot of the fleet, as the model's ``leader_labels`` and ``member_labels``.
     """
 
     encoded: Encoded
     pixels: NDArray[np.float32] | None
+    words: tuple[int, ...] = ()
     selection_index: int | None = None
     leader: tuple[float, ...] = ()
     members: tuple[float, ...] = ()
@@ -107,6 +109,9 @@ class _SampleDataset(Dataset[Example]):
         # Only conversations can be this long; their last turns are what is cut.
         return Encoded(encoded.input_ids[: self.max_length], encoded.labels[: self.max_length])
 
+    def _words(self, text: str) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(encode_text(self.tokenizer, f" {text}"))) if text else ()
+
     def _pixels(self, path: Any, rng: random.Random) -> NDArray[np.float32]:
         image = decode_image(path)
         pixels: NDArray[np.float32] = self.image_processor.pixels(vary(image, rng) if self.augment else image)
@@ -126,6 +131,11 @@ class ConversationDataset(_SampleDataset):
     def __init__(self, samples: Sequence[Sample], processor: Any, *, augment: bool, seed: int) -> None:
         super().__init__(processor, augment=augment, seed=seed)
         self.samples = samples
+        # A question's picture often has captions too, in this or another data set.
+        self._captions: dict[str, list[str]] = {}
+        for sample in samples:
+            if sample.style == "caption" and sample.image is not None:
+                self._captions.setdefault(image_key(sample.image), []).extend(turn.answer for turn in sample.turns)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -135,9 +145,10 @@ class ConversationDataset(_SampleDataset):
         return self._encode(conversation_pieces(self.samples[index]))
 
     def __getitem__(self, index: int) -> Example:
-        sample = self.samples[index]
-        pixels = None if sample.image is None else self._pixels(sample.image, self._random(index))
-        return Example(self.encoded(index), pixels)
+        sample, rng = self.samples[index], self._random(index)
+        pixels = None if sample.image is None else self._pixels(sample.image, rng)
+        captions = self._captions.get(image_key(sample.image), ()) if sample.image is not None else ()
+        return Example(self.encoded(index), pixels, self._words(rng.choice(captions) if captions else ""))
 
 
 class RobotTaskDataset(_SampleDataset):
@@ -176,6 +187,7 @@ class RobotTaskDataset(_SampleDataset):
         return Example(
             encoded,
             self._pixels(sample.image, rng) if with_image else None,
+            self._words(sample.reasoning.environment if with_image and sample.reasoning else ""),
             selection_index=encoded.input_ids.index(self.tokenizer.convert_tokens_to_ids(ROBOT_SELECTION)),
             leader=tuple((name in sample.leaders) / len(sample.leaders) for name in self.fleet.names),
             members=tuple(float(name in sample.selected) for name in self.fleet.names),
@@ -221,6 +233,9 @@ class Collator:
         pixels = [example.pixels for example in examples if example.pixels is not None]
         if pixels:
             batch["pixel_values"] = torch.from_numpy(np.stack(pixels))
+            words = [example.words for example in examples if example.pixels is not None]
+            if any(words):
+                batch["words"] = _pad(words, IGNORED)
         if self.fleet_text:
             batch["selection_index"] = torch.tensor([example.selection_index for example in examples])
             batch["leader_labels"] = torch.tensor([example.leader for example in examples])

@@ -48,8 +48,8 @@ def model_card(model: Any, metrics: Mapping[str, Any]) -> str:
             "",
             "## Measured",
             "",
-            f"On {measured['tasks']} validation tasks whose texts were not trained on, on which the calibration was fitted "
-            "too:",
+            f"On {measured['tasks']} validation tasks whose texts were not trained on, and on which the calibration was",
+            "fitted too:",
             f"the leading robot is right in {measured['leader_accuracy']:.1%}, the whole set in "
             f"{measured['exact_set']:.1%}.",
         ]
@@ -66,7 +66,7 @@ def model_card(model: Any, metrics: Mapping[str, Any]) -> str:
         "",
         "## Limits",
         "",
-        "It knows the kinds of scenes and tasks that it was trained on. A person decides where a wrong robot does harm.",
+        "It knows the kinds of scenes and tasks that it was trained on. Where a wrong robot does harm, a person decides.",
         "",
     ]
     return "\n".join(lines)

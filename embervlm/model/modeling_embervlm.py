@@ -23,6 +23,9 @@ from embervlm.model.configuration_embervlm import EmberVLMConfig
 from embervlm.model.repvit import RepViT
 from embervlm.prompts import IGNORED
 
+#: What cosine similarities are divided by in :meth:`EmberVLMForConditionalGeneration.matching_loss`.
+MATCHING_TEMPERATURE = 0.07
+
 
 @dataclass
 class FleetState:
@@ -60,7 +63,7 @@ class EmberVLMOutput(ModelOutput):  # type: ignore[misc]
         past_key_values: the cache, when asked for.
         leader_logits: (batch, robots); their softmax says who leads.
         member_logits: (batch, robots); their sigmoid says who goes along.
-        language_loss, leader_loss, member_loss: the parts of the loss.
+        language_loss, matching_loss, leader_loss, member_loss: the parts of the loss.
     """
 
     loss: Tensor | None = None
@@ -69,6 +72,7 @@ class EmberVLMOutput(ModelOutput):  # type: ignore[misc]
     leader_logits: Tensor | None = None
     member_logits: Tensor | None = None
     language_loss: Tensor | None = None
+    matching_loss: Tensor | None = None
     leader_loss: Tensor | None = None
     member_loss: Tensor | None = None
 
@@ -205,16 +209,20 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             values=[in_a_row(layer.values) for layer in cache.layers],
         )
 
-    def embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
+    def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
         """Token embeddings with the pictures' features at the image tokens, (batch, tokens, width).
+
+        Args:
+            input_ids: (batch, tokens).
+            features: of :meth:`get_image_features`, in the order of the image tokens' runs.
 
         Raises:
             ValueError: the image tokens are not as many as the pictures' visual tokens.
         """
         embeddings = self.get_input_embeddings()(input_ids)
-        if pixel_values is None:
+        if features is None:
             return cast(Tensor, embeddings)
-        features = self.get_image_features(pixel_values).to(embeddings.dtype)
+        features = features.to(embeddings.dtype)
         places = input_ids == self.config.image_token_id
         expected = features.shape[0] * features.shape[1]
         # Counting on a GPU would make the host wait; there, masked_scatter itself refuses too few features.
@@ -241,6 +249,7 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         selection_index: Tensor | None = None,
         leader_labels: Tensor | None = None,
         member_labels: Tensor | None = None,
+        words: Tensor | None = None,
         **kwargs: Any,
     ) -> EmberVLMOutput:
         """Run the model on a batch of prompts.
@@ -261,15 +270,18 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             selection_index: (batch,), the place at which the robot head reads.
             leader_labels: (batch, robots), the probability that each robot leads; rows sum to 1.
             member_labels: (batch, robots), 1 for every robot to send.
+            words: (pictures, words), tokens of what is said about each picture, -100 where there are fewer.
             kwargs: ignored; transformers passes some to every model.
 
         Raises:
             ValueError: more tokens than the language model has positions, or image tokens without their pictures.
         """
+        features = None
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("either input_ids or inputs_embeds is needed")
-            inputs_embeds = self.embed(input_ids, pixel_values)
+            features = None if pixel_values is None else self.get_image_features(pixel_values)
+            inputs_embeds = self.embed(input_ids, features)
         batch, tokens = inputs_embeds.shape[:2]
         fleet = None
         if fleet_input_ids is not None and fleet_lengths is not None:
@@ -304,6 +316,9 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
                     result.member_logits.float(), member_labels.float()
                 )
                 losses.append(result.member_loss)
+        if words is not None and features is not None:
+            result.matching_loss = self.matching_loss(features, words)
+            losses.append(result.matching_loss)
         if labels is not None:
             result.language_loss = self.language_loss(states, labels)
             losses.append(result.language_loss)
@@ -326,3 +341,25 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         # The sum over no place at all is 0 with a gradient of 0, where the mean would not be a number.
         total = F.cross_entropy(logits.float(), following[supervised], reduction="sum")
         return total / supervised.sum().clamp(min=1)
+
+    def matching_loss(self, features: Tensor, words: Tensor) -> Tensor:
+        """How badly pictures and what is said about them find each other within the batch.
+
+        A picture is the mean of its visual tokens, a text the mean of its tokens' embeddings; each must be nearest to
+        its own counterpart, both ways (Radford et al., arXiv 2103.00020). So pictures are drawn to the embeddings of
+        their words without waiting for attention to find them. Equal texts count as one.
+
+        Args:
+            features: (pictures, visual tokens, width).
+            words: (pictures, words), token ids, -100 where there are fewer; a picture without any takes no part.
+        """
+        said = words != IGNORED
+        taking_part = said.any(1)
+        words, said = words[taking_part], said[taking_part]
+        pictures = F.normalize(features[taking_part].mean(1).float(), dim=-1)  # (pictures, width)
+        embeddings = self.get_input_embeddings()(words.clamp(min=0)) * said[..., None]
+        texts = F.normalize(embeddings.float().sum(1), dim=-1)  # (pictures, width)
+        likeness = pictures @ texts.T / MATCHING_TEMPERATURE
+        same = (words[:, None] == words[None]).all(-1).float()
+        target = same / same.sum(1, keepdim=True)
+        return (F.cross_entropy(likeness, target) + F.cross_entropy(likeness.T, target)) / 2
