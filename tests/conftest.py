@@ -1,12 +1,34 @@
-"""Fixtures that every test may use: the folder of real and hostile data that stands beside a checkout, where it is there."""
+"""Fixtures that every test may use: the folder of real and hostile data beside a checkout, and a tiny model."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+# No test asks a hub for anything; set before a library reads it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+#: A model that runs in milliseconds: 4 visual tokens, all the rows of the real vocabulary.
+TINY_VISION = {"widths": (8, 8, 16, 16), "depths": (1, 1, 2, 1), "image_size": 64}
+TINY_TEXT = {
+    "vocab_size": 50262,
+    "n_positions": 512,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+    "pad_token_id": 50256,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +37,68 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the outside test data are not there: {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """The package's tokenizer. Tests must not change it."""
+    from embervlm.tokens import load_tokenizer
+
+    return load_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def make_tiny() -> Callable[..., Any]:
+    """A function that makes a tiny random model: ``seed``, ``vision`` and ``text`` override its configuration."""
+    import torch
+
+    from embervlm.model import EmberVLMConfig, EmberVLMForConditionalGeneration
+
+    def make(
+        seed: int = 0, *, vision: dict[str, Any] | None = None, tied: bool = True, spread: float = 1.0, **text: Any
+    ) -> Any:
+        torch.manual_seed(seed)
+        config = EmberVLMConfig(
+            vision_config=TINY_VISION | (vision or {}), text_config=TINY_TEXT | text, tie_word_embeddings=tied
+        )
+        model = EmberVLMForConditionalGeneration(config)
+        # Weights as small as GPT-2's would make every place of so narrow a model look alike.
+        with torch.no_grad():
+            for name, parameter in model.language_model.named_parameters():
+                if parameter.ndim > 1 and not name.startswith("lm_head"):
+                    parameter.normal_(std=0.3 * spread)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(make_tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete folder of a tiny random model with the default fleet. Tests must not change it."""
+    from embervlm.fleet import Fleet
+    from embervlm.model import EmberVLMProcessor
+    from embervlm.model.weights import save_folder
+
+    model = make_tiny()
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    return save_folder(folder, model, EmberVLMProcessor.for_config(model.config), Fleet.default())
+
+
+@pytest.fixture(scope="session")
+def tiny_selector(tiny_folder: Path) -> Any:
+    """A selector with the tiny model. Tests must not change it."""
+    from embervlm.selection import RobotSelector
+
+    return RobotSelector.from_pretrained(tiny_folder)
+
+
+@pytest.fixture
+def one_line() -> Callable[[BaseException | str], str]:
+    """A function that returns a message after making sure that it is one line."""
+
+    def check(error: BaseException | str) -> str:
+        text = str(error)
+        assert text and "\n" not in text.strip()
+        return text
+
+    return check
