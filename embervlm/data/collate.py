@@ -37,10 +37,12 @@ from embervlm.prompts import (
     selection_pieces,
     task_pieces,
 )
-from embervlm.tokens import END_OF_TEXT_ID, ROBOT_SELECTION, encode_text
+from embervlm.tokens import CONTROL_IDS, END_OF_TEXT_ID, ROBOT_SELECTION, encode_text
 
-#: How often a task with written grounds is trained with them, and how often a task's picture is left out.
-REASONING_SHARE = 0.25
+#: How often a task's text is trained too and not its selection alone, since the language head costs as much as the
+#: rest; how often, then, with its written grounds; and how often a task's picture is left out.
+TEXT_SHARE = 0.25
+REASONING_SHARE = 0.6
 PICTURE_DROPOUT = 0.05
 
 
@@ -52,13 +54,17 @@ class Example:
         encoded: token ids and labels.
         pixels: (3, size, size), or None without a picture.
         selection_index: the place at which the robot head reads; None in stages 1 and 2.
-        words: tokens of what is said about the picture, each once; empty where nothing is.
+        image_words: tokens of what is said about the picture, each once; empty where nothing is.
+        task_index: the task's last place; None in stages 1 and 2.
+        task_words: tokens of what the task requires, each once; empty where the data do not say.
         leader, members: one number a robot of the fleet, as the model's ``leader_labels`` and ``member_labels``.
     """
 
     encoded: Encoded
     pixels: NDArray[np.float32] | None
-    words: tuple[int, ...] = ()
+    image_words: tuple[int, ...] = ()
+    task_index: int | None = None
+    task_words: tuple[int, ...] = ()
     selection_index: int | None = None
     leader: tuple[float, ...] = ()
     members: tuple[float, ...] = ()
@@ -178,20 +184,30 @@ class RobotTaskDataset(_SampleDataset):
 
     def __getitem__(self, index: int) -> Example:
         sample, rng = self.samples[index], self._random(index)
-        with_reasoning = self.augment and rng.random() < REASONING_SHARE
+        with_text = not self.augment or rng.random() < TEXT_SHARE
+        with_reasoning = self.augment and with_text and rng.random() < REASONING_SHARE
         with_image = sample.image is not None and not (self.augment and rng.random() < PICTURE_DROPOUT)
         leader = rng.choice(sample.leaders)
         encoded = self._encode(
             robot_task_pieces(sample, with_reasoning=with_reasoning, with_image=with_image, leader=leader)
         )
+        selection_index = encoded.input_ids.index(CONTROL_IDS[ROBOT_SELECTION])
+        if not with_text:
+            cut = selection_index + 1
+            encoded = Encoded(encoded.input_ids[:cut], [IGNORED] * cut)
         return Example(
             encoded,
             self._pixels(sample.image, rng) if with_image else None,
             self._words(sample.reasoning.environment if with_image and sample.reasoning else ""),
-            selection_index=encoded.input_ids.index(self.tokenizer.convert_tokens_to_ids(ROBOT_SELECTION)),
+            task_index=self._task_length(sample, with_image) - 1,
+            task_words=self._words(sample.reasoning.requirements if sample.reasoning else ""),
+            selection_index=selection_index,
             leader=tuple((name in sample.leaders) / len(sample.leaders) for name in self.fleet.names),
             members=tuple(float(name in sample.selected) for name in self.fleet.names),
         )
+
+    def _task_length(self, sample: RobotSample, with_image: bool) -> int:
+        return len(self._encode(task_pieces(sample.task, with_image)).input_ids)
 
 
 def vary(image: Image.Image, rng: random.Random) -> Image.Image:
@@ -233,15 +249,19 @@ class Collator:
         pixels = [example.pixels for example in examples if example.pixels is not None]
         if pixels:
             batch["pixel_values"] = torch.from_numpy(np.stack(pixels))
-            words = [example.words for example in examples if example.pixels is not None]
-            if any(words):
-                batch["words"] = _pad(words, IGNORED)
+            batch |= _words("image_words", [example.image_words for example in examples if example.pixels is not None])
         if self.fleet_text:
+            batch["task_index"] = torch.tensor([example.task_index for example in examples])
+            batch |= _words("task_words", [example.task_words for example in examples])
             batch["selection_index"] = torch.tensor([example.selection_index for example in examples])
             batch["leader_labels"] = torch.tensor([example.leader for example in examples])
             batch["member_labels"] = torch.tensor([example.members for example in examples])
             batch |= self.fleet_text
         return batch
+
+
+def _words(name: str, rows: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
+    return {name: _pad(rows, IGNORED)} if any(rows) else {}
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The model card: what a trained model is, what it was trained on and what was measured, written from the run itself."""
+"""The model card: what a trained model is, what it was trained on and what was measured."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def model_card(model: Any, metrics: Mapping[str, Any]) -> str:
         "",
         "# EmberVLM",
         "",
-        f"A vision-language model of {model.num_parameters() / 1e6:.1f}M parameters that looks at a scene, reads a task and",
-        "selects the robots of a fleet to send.",
+        f"A vision-language model of {model.num_parameters() / 1e6:.1f}M parameters that looks at a scene,",
+        "reads a task and selects the robots of a fleet to send.",
         "",
         f"- Vision: RepViT, {vision.image_size} px, {vision.image_tokens} visual tokens",
         f"- Language: GPT-2 style, {text.n_layer} layers, width {text.n_embd}, {text.n_positions} positions",
@@ -48,8 +48,8 @@ def model_card(model: Any, metrics: Mapping[str, Any]) -> str:
             "",
             "## Measured",
             "",
-            f"On {measured['tasks']} validation tasks whose texts were not trained on, and on which the calibration was",
-            "fitted too:",
+            f"On {measured['tasks']} validation tasks whose texts were not trained on, and on which the calibration",
+            "was fitted too:",
             f"the leading robot is right in {measured['leader_accuracy']:.1%}, the whole set in "
             f"{measured['exact_set']:.1%}.",
         ]
@@ -66,7 +66,8 @@ def model_card(model: Any, metrics: Mapping[str, Any]) -> str:
         "",
         "## Limits",
         "",
-        "It knows the kinds of scenes and tasks that it was trained on. Where a wrong robot does harm, a person decides.",
+        "It knows the kinds of scenes and tasks that it was trained on.",
+        "Where a wrong robot does harm, a person decides.",
         "",
     ]
     return "\n".join(lines)

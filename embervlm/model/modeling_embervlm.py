@@ -63,7 +63,7 @@ class EmberVLMOutput(ModelOutput):  # type: ignore[misc]
         past_key_values: the cache, when asked for.
         leader_logits: (batch, robots); their softmax says who leads.
         member_logits: (batch, robots); their sigmoid says who goes along.
-        language_loss, matching_loss, leader_loss, member_loss: the parts of the loss.
+        language_loss, image_loss, task_loss, leader_loss, member_loss: the parts of the loss.
     """
 
     loss: Tensor | None = None
@@ -72,7 +72,8 @@ class EmberVLMOutput(ModelOutput):  # type: ignore[misc]
     leader_logits: Tensor | None = None
     member_logits: Tensor | None = None
     language_loss: Tensor | None = None
-    matching_loss: Tensor | None = None
+    image_loss: Tensor | None = None
+    task_loss: Tensor | None = None
     leader_loss: Tensor | None = None
     member_loss: Tensor | None = None
 
@@ -249,7 +250,9 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         selection_index: Tensor | None = None,
         leader_labels: Tensor | None = None,
         member_labels: Tensor | None = None,
-        words: Tensor | None = None,
+        image_words: Tensor | None = None,
+        task_index: Tensor | None = None,
+        task_words: Tensor | None = None,
         **kwargs: Any,
     ) -> EmberVLMOutput:
         """Run the model on a batch of prompts.
@@ -270,7 +273,9 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             selection_index: (batch,), the place at which the robot head reads.
             leader_labels: (batch, robots), the probability that each robot leads; rows sum to 1.
             member_labels: (batch, robots), 1 for every robot to send.
-            words: (pictures, words), tokens of what is said about each picture, -100 where there are fewer.
+            image_words: (pictures, words), tokens of what is said about each picture, -100 where there are fewer.
+            task_index: (batch,), the task's last place.
+            task_words: (batch, words), tokens of what each task requires, -100 where there are fewer.
             kwargs: ignored; transformers passes some to every model.
 
         Raises:
@@ -316,9 +321,13 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
                     result.member_logits.float(), member_labels.float()
                 )
                 losses.append(result.member_loss)
-        if words is not None and features is not None:
-            result.matching_loss = self.matching_loss(features, words)
-            losses.append(result.matching_loss)
+        if image_words is not None and features is not None:
+            result.image_loss = self.matching_loss(features.mean(1), image_words)
+            losses.append(result.image_loss)
+        if task_words is not None and task_index is not None:
+            at_task = states[torch.arange(batch, device=states.device), task_index]  # (batch, width)
+            result.task_loss = self.matching_loss(at_task, task_words)
+            losses.append(result.task_loss)
         if labels is not None:
             result.language_loss = self.language_loss(states, labels)
             losses.append(result.language_loss)
@@ -342,24 +351,24 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         total = F.cross_entropy(logits.float(), following[supervised], reduction="sum")
         return total / supervised.sum().clamp(min=1)
 
-    def matching_loss(self, features: Tensor, words: Tensor) -> Tensor:
-        """How badly pictures and what is said about them find each other within the batch.
+    def matching_loss(self, vectors: Tensor, words: Tensor) -> Tensor:
+        """How badly vectors and the words that belong to them find each other within the batch.
 
-        A picture is the mean of its visual tokens, a text the mean of its tokens' embeddings; each must be nearest to
-        its own counterpart, both ways (Radford et al., arXiv 2103.00020). So pictures are drawn to the embeddings of
-        their words without waiting for attention to find them. Equal texts count as one.
+        A text is the mean of its tokens' embeddings; each vector must be nearest to its own text, and each text to its
+        own vector (Radford et al., arXiv 2103.00020). So pictures are drawn to the words of their captions, and tasks
+        to those of their requirements, without waiting for attention to find them. Equal texts count as one.
 
         Args:
-            features: (pictures, visual tokens, width).
-            words: (pictures, words), token ids, -100 where there are fewer; a picture without any takes no part.
+            vectors: (batch, width).
+            words: (batch, words), token ids, -100 where there are fewer; a vector without any takes no part.
         """
         said = words != IGNORED
         taking_part = said.any(1)
         words, said = words[taking_part], said[taking_part]
-        pictures = F.normalize(features[taking_part].mean(1).float(), dim=-1)  # (pictures, width)
+        vectors = F.normalize(vectors[taking_part].float(), dim=-1)
         embeddings = self.get_input_embeddings()(words.clamp(min=0)) * said[..., None]
-        texts = F.normalize(embeddings.float().sum(1), dim=-1)  # (pictures, width)
-        likeness = pictures @ texts.T / MATCHING_TEMPERATURE
+        texts = F.normalize(embeddings.float().sum(1), dim=-1)  # (taking part, width)
+        likeness = vectors @ texts.T / MATCHING_TEMPERATURE
         same = (words[:, None] == words[None]).all(-1).float()
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(likeness, target) + F.cross_entropy(likeness.T, target)) / 2

@@ -33,10 +33,9 @@ class EmberVLMImageProcessorPil(PilBackend):  # type: ignore[misc]
         side = (self.size["width"], self.size["height"])
         if image.size != side:
             image = image.resize(side, Image.Resampling(self.resample))
-        array: NDArray[np.float32] = np.asarray(image.convert("RGB"), np.float32) / 255  # (height, width, 3)
+        array = np.asarray(image.convert("RGB"), np.float32) / np.float32(255)  # (height, width, 3)
         mean, std = np.array(self.image_mean, np.float32), np.array(self.image_std, np.float32)
-        normalised: NDArray[np.float32] = ((array - mean) / std).astype(np.float32)
-        return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+        return np.ascontiguousarray(((array - mean) / std).transpose(2, 0, 1), np.float32)
 
 
 class EmberVLMProcessor(ProcessorMixin):  # type: ignore[misc]
