@@ -293,9 +293,10 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             fleet = self.encode_fleet(fleet_input_ids, fleet_lengths)
             past_key_values = fleet.cache(batch)
             position_ids = torch.arange(tokens, device=inputs_embeds.device)[None]
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        # A fleet's tokens take none of the prompt's positions.
+        seen = past_key_values.get_seq_length() if past_key_values is not None and fleet is None else 0
         positions = self.config.text_config.max_position_embeddings
-        if (tokens if position_ids is not None else seen + tokens) > positions:
+        if seen + tokens > positions:
             raise ValueError(
                 f"{seen + tokens} tokens, but the language model has {positions} positions. Cure: a shorter text"
             )
