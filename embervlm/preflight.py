@@ -15,7 +15,7 @@ from torch import nn
 
 from embervlm.fleet import Fleet, FleetError
 from embervlm.prompts import IGNORED, PROMPT_VERSION, robot_description
-from embervlm.tokens import CONTROL_IDS, check_tokenizer, encode_text
+from embervlm.tokens import CONTROL_IDS, TokenizerError, check_tokenizer, encode_text
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,16 @@ def check_embeddings(model: nn.Module, tokenizer: Any) -> None:
 
     Raises:
         TokenizerError: the tokenizer itself is not the expected one.
-        PreflightError: names the rows, the tokenizer's size, every control token with its id, and the cure.
+        PreflightError: the sizes differ, or head and embedding are not one though they should be. Both errors name the
+            rows, the tokenizer's size, every control token with its id, and the cure.
     """
-    check_tokenizer(tokenizer)
     required, current, head = len(tokenizer), embedding_rows(model), head_rows(model)
+    listed = ", ".join(f"{token} {index}" for token, index in CONTROL_IDS.items())
+    try:
+        check_tokenizer(tokenizer)
+    except TokenizerError as error:
+        sizes = f"the embedding has {current} rows, the tokenizer {required} tokens"
+        raise TokenizerError(f"{sizes}. Expected special tokens: {listed}. Found: {error}") from None
     embedding, output = _input_embedding(model), _language_head(model)
     faults = []
     if current != required:
@@ -52,7 +58,6 @@ def check_embeddings(model: nn.Module, tokenizer: Any) -> None:
     if _is_tied(model) and output.weight is not embedding.weight and not faults:
         faults.append(f"the head ({head} rows) should share the embedding's weights ({current} rows), but has its own")
     if faults:
-        listed = ", ".join(f"{token} {index}" for token, index in CONTROL_IDS.items())
         raise PreflightError(
             f"{'; '.join(faults)}. Special tokens: {listed}. "
             "Cure: embervlm.preflight.align_embeddings(model, tokenizer), which the training command does by itself"
