@@ -48,6 +48,24 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
+def make_gpt2_tokenizer() -> Callable[..., Any]:
+    """A function that makes GPT-2's own tokenizer, optionally with further special tokens in the given order."""
+    from transformers import GPT2TokenizerFast
+
+    from embervlm.tokens import _base_vocabulary_files
+
+    files = _base_vocabulary_files()
+
+    def make(extra: list[str] | None = None) -> Any:
+        tokenizer = GPT2TokenizerFast(vocab=str(files["encoder.json"]), merges=str(files["vocab.bpe"]))
+        if extra:
+            tokenizer.add_special_tokens({"extra_special_tokens": extra})
+        return tokenizer
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_tiny() -> Callable[..., Any]:
     """A function that makes a tiny random model: ``seed``, ``vision`` and ``text`` override its configuration."""
     import torch

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from transformers import GPT2TokenizerFast
 
 from embervlm.model import EmberVLMProcessor, preset_config
 from embervlm.model.weights import load_processor
@@ -34,17 +34,6 @@ HOSTILE = (
 )
 
 
-def plain_gpt2(extra: list[str] | None = None) -> Any:
-    """GPT-2's own tokenizer, optionally with further special tokens."""
-    from embervlm.tokens import _base_vocabulary_files
-
-    files = _base_vocabulary_files()
-    tokenizer = GPT2TokenizerFast(vocab=str(files["encoder.json"]), merges=str(files["vocab.bpe"]))
-    if extra:
-        tokenizer.add_special_tokens({"extra_special_tokens": extra})
-    return tokenizer
-
-
 def test_the_ids_are_the_contract(tokenizer: Any) -> None:
     assert CONTROL_IDS == IDS
     assert len(tokenizer) == VOCABULARY == 50262
@@ -59,11 +48,11 @@ def test_every_base_id_decodes(tokenizer: Any) -> None:
     assert sorted(tokenizer.get_vocab().values()) == [*ids, *IDS.values()]
 
 
-def test_sizes_are_not_asked_of_vocab_size(tokenizer: Any) -> None:
+def test_sizes_are_not_asked_of_vocab_size(tokenizer: Any, make_gpt2_tokenizer: Callable[..., Any]) -> None:
     # It counts the base vocabulary alone; a check by it would take an embedding without the control tokens' rows.
     assert tokenizer.vocab_size == 50257
     check_tokenizer(tokenizer)
-    without = plain_gpt2()
+    without = make_gpt2_tokenizer()
     assert without.vocab_size == tokenizer.vocab_size
     with pytest.raises(TokenizerError, match="the tokenizer has 50257 tokens, expected 50262"):
         check_tokenizer(without)
@@ -101,17 +90,17 @@ def test_a_chat_keeps_spelled_control_tokens_as_text(tmp_path: Path) -> None:
         assert len(batch["pixel_values"]) == 1
 
 
-def test_a_plain_tokenizer_gets_the_control_tokens(tmp_path: Path) -> None:
-    plain_gpt2().save_pretrained(tmp_path)
+def test_a_plain_tokenizer_gets_the_control_tokens(make_gpt2_tokenizer: Callable[..., Any], tmp_path: Path) -> None:
+    make_gpt2_tokenizer().save_pretrained(tmp_path)
     tokenizer = load_tokenizer(tmp_path, max_length=77)
     assert len(tokenizer) == 50262
     assert {token: tokenizer.convert_tokens_to_ids(token) for token in IDS} == IDS
     assert tokenizer.model_max_length == 77
 
 
-def test_reordered_control_tokens_are_refused_by_name(tmp_path: Path) -> None:
+def test_reordered_control_tokens_are_refused_by_name(make_gpt2_tokenizer: Callable[..., Any], tmp_path: Path) -> None:
     reordered = list(reversed(CONTROL_TOKENS))
-    plain_gpt2(reordered).save_pretrained(tmp_path)
+    make_gpt2_tokenizer(reordered).save_pretrained(tmp_path)
     with pytest.raises(TokenizerError) as caught:
         load_tokenizer(tmp_path)
     message = str(caught.value)
@@ -123,11 +112,11 @@ def test_reordered_control_tokens_are_refused_by_name(tmp_path: Path) -> None:
     assert "Cure: " in message and "\n" not in message
 
 
-def test_another_size_is_refused_with_both_numbers(tmp_path: Path) -> None:
-    plain_gpt2([*CONTROL_TOKENS, "<|pad|>"]).save_pretrained(tmp_path / "more")
+def test_another_size_is_refused_with_both_numbers(make_gpt2_tokenizer: Callable[..., Any], tmp_path: Path) -> None:
+    make_gpt2_tokenizer([*CONTROL_TOKENS, "<|pad|>"]).save_pretrained(tmp_path / "more")
     with pytest.raises(TokenizerError, match="the tokenizer has 50263 tokens, expected 50262"):
         load_tokenizer(tmp_path / "more")
-    plain_gpt2(["<|pad|>"]).save_pretrained(tmp_path / "other")
+    make_gpt2_tokenizer(["<|pad|>"]).save_pretrained(tmp_path / "other")
     with pytest.raises(TokenizerError, match="50258 tokens without <|reasoning_start|>".replace("|", r"\|")):
         load_tokenizer(tmp_path / "other")
 
