@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -41,6 +42,15 @@ from embervlm.training.stage3_robots import Stage3Trainer
 TRAINERS: dict[int, Any] = {1: Stage1Trainer, 2: Stage2Trainer, 3: Stage3Trainer}
 REORDERED = list(reversed(CONTROL_TOKENS))
 FLEET = Fleet([Robot("Drone", ("flying",)), Robot("Crawler", ("pipes",))])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections() -> Iterator[None]:
+    """The Trainer collects garbage at each run; what the libraries have made by now need not be gone through again."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
