@@ -354,15 +354,18 @@ class RobotSelector:
 
     def _write_plan(self, writer: _Writer, task: str, names: Sequence[str]) -> list[Phase]:
         """The plan over the selected robots, each of which gets a phase; one phase when the model writes no plan."""
+        task = " ".join(task.split())  # a phase is one line
         if len(names) == 1 and writer.prefers(END_OF_TEXT_ID, CONTROL_IDS[ACTION_PLAN]):
-            return [Phase(1, names[0], task.strip(), [])]
+            return [Phase(1, names[0], task, [])]
         writer.read([CONTROL_IDS[ACTION_PLAN]])
         colon = encode_text(self.tokenizer, ":")
         robots = [encode_text(self.tokenizer, f" {name}") for name in names]
         written: list[tuple[int, str, str]] = []
         waiting = set(range(len(names)))
         limit = max(MAX_PLAN_STEPS, len(names))
-        while len(written) < limit:
+        # An order, a name, a colon, a subtask and a line's end.
+        phase_tokens = 3 + max(map(len, robots)) + MAX_STEP_TOKENS
+        while len(written) < limit and writer.room >= phase_tokens:
             order = written[-1][0] if written else 0
             orders = [order, order + 1] if written else [1]
             options = [encode_text(self.tokenizer, f" {number}") for number in orders]
@@ -375,9 +378,12 @@ class RobotSelector:
             robot = list(allowed)[writer.choose([robots[index] for index in allowed], colon)]
             waiting.discard(robot)
             writer.read(colon)
-            subtask = writer.write_line() or task.strip()
+            subtask = writer.write_line() or task
             writer.read(encode_text(self.tokenizer, "\n"))
             written.append((orders[picked], names[robot], subtask))
+        # Robots that the positions left no room to write about are sent along with the task as it stands.
+        order = written[-1][0] if written else 1
+        written += [(order, names[index], task) for index in sorted(waiting)]
         before = {order: [n for n, (o, _, _) in enumerate(written, 1) if o == order - 1] for order, _, _ in written}
         return [Phase(n, robot, text, before[order]) for n, (order, robot, text) in enumerate(written, 1)]
 
@@ -391,6 +397,11 @@ class _Writer:
         self.position = 0
         self.state = torch.empty(0)
         self._line_ends = {*CONTROL_IDS.values(), END_OF_TEXT_ID}
+
+    @property
+    def room(self) -> int:
+        """How many tokens can still be taken in."""
+        return int(self.model.config.text_config.n_positions) - self.position
 
     def read(self, ids: Sequence[int], pixels: Tensor | None = None) -> Tensor:
         """Take in tokens that are given; returns the state at the last of them, (1, width)."""
