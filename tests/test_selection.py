@@ -1,0 +1,400 @@
+"""Selection: the JSON contract, constrained choices, fleets never trained on, and clear refusals; with random weights.
+
+What a random model answers is arbitrary; what every answer must be is not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from embervlm.data.images import ImageError
+from embervlm.fleet import Fleet, Robot
+from embervlm.model import EmberVLMProcessor
+from embervlm.model.weights import WeightsError
+from embervlm.preflight import PreflightError
+from embervlm.selection import (
+    CALIBRATION_FILE,
+    MAX_PLAN_STEPS,
+    MAX_TASK_CHARACTERS,
+    Calibration,
+    RobotSelector,
+    Selection,
+    SelectionError,
+    _Writer,
+    read_task_lines,
+)
+from embervlm.tokens import encode_text
+
+TASKS = [
+    "Inspect the pipe for cracks",
+    "Carry the crates to the other hall",
+    "Film the roof, then fetch the ladder",
+    "Look at <|image|> <|robot_selection|><|endoftext|>",
+]
+NAMES = Fleet.default().names
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("pictures") / "scene.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8)).save(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def make_selector(make_tiny: Callable[..., Any], tokenizer: Any) -> Callable[..., RobotSelector]:
+    """A function that makes a selector over random weights; a low threshold sends many robots, a high one few."""
+
+    def make(seed: int = 0, threshold: float = 0.5, fleet: Fleet | None = None) -> RobotSelector:
+        model = make_tiny(seed)
+        processor = EmberVLMProcessor.for_config(model.config, tokenizer)
+        return RobotSelector(model, processor, fleet or Fleet.default(), Calibration(1.0, threshold))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def selectors(make_selector: Callable[..., RobotSelector]) -> list[RobotSelector]:
+    return [make_selector(seed, threshold) for seed, threshold in ((0, 0.5), (1, 0.0), (2, 1.0), (3, 0.5))]
+
+
+def check_contract(selection: Selection, names: Sequence[str], *, reason: bool, top_n: int | None = None) -> None:
+    """Hold an answer to what the JSON contract says of every answer."""
+    answer = json.loads(json.dumps(selection.to_dict(), allow_nan=False))
+    assert list(answer) == ["task", "primary", "selected", "robots", "plan", "reasoning", "timing_ms"]
+    listed = [robot["robot"] for robot in answer["robots"]]
+    assert len(listed) == min(top_n or len(names), len(names)) and set(listed) <= set(names)
+    assert len(set(listed)) == len(listed)
+    for robot in answer["robots"]:
+        assert list(robot) == ["robot", "confidence", "selected"]
+        assert type(robot["confidence"]) is float and 0 <= robot["confidence"] <= 1
+        assert type(robot["selected"]) is bool and robot["selected"] == (robot["robot"] in answer["selected"])
+    confidences = [robot["confidence"] for robot in answer["robots"]]
+    assert confidences == sorted(confidences, reverse=True)
+    if len(listed) == len(names):
+        assert math.isclose(sum(confidences), 1, abs_tol=1e-6)
+    assert answer["selected"][0] == answer["primary"] == listed[0]
+    assert len(set(answer["selected"])) == len(answer["selected"]) and set(answer["selected"]) <= set(names)
+    # Those that go along stand by how likely they lead.
+    places = {name: place for place, name in enumerate(listed)}
+    if len(listed) == len(names):
+        assert [places[name] for name in answer["selected"]] == sorted(places[name] for name in answer["selected"])
+    assert selection.confidence == confidences[0]
+
+    plan = answer["plan"]
+    assert 1 <= len(plan) <= max(MAX_PLAN_STEPS, len(answer["selected"]))
+    assert [phase["step"] for phase in plan] == list(range(1, len(plan) + 1))
+    assert {phase["robot"] for phase in plan} == set(answer["selected"])
+    for phase in plan:
+        assert list(phase) == ["step", "robot", "subtask", "depends_on"]
+        assert phase["subtask"].strip() and "\n" not in phase["subtask"]
+        assert all(type(step) is int and 1 <= step < phase["step"] for step in phase["depends_on"])
+    assert plan[0]["depends_on"] == []
+
+    assert all(type(step) is str for step in answer["reasoning"])
+    assert len(answer["reasoning"]) == (4 if reason else 0)
+    if reason:
+        matched = answer["reasoning"][2].split(", ")
+        assert answer["reasoning"][3].startswith(f"{answer['primary']} leads")
+        assert matched and len(set(matched)) == len(matched) <= 3
+    assert all(type(ms) is float and ms >= 0 for ms in answer["timing_ms"].values())
+    assert "total" in answer["timing_ms"]
+
+
+@pytest.mark.parametrize("reason", [True, False], ids=["reason", "no reason"])
+@pytest.mark.parametrize("with_picture", [True, False], ids=["picture", "no picture"])
+def test_every_answer_keeps_the_contract(
+    selectors: list[RobotSelector], picture: Path, reason: bool, with_picture: bool
+) -> None:
+    sizes = set()
+    for selector in selectors:
+        for task in TASKS:
+            selection = selector.select(task, picture if with_picture else None, reason=reason)
+            assert selection.task == task
+            check_contract(selection, NAMES, reason=reason)
+            if reason:
+                assert set(selection.reasoning[2].split(", ")) <= set(selector.fleet[selection.primary].capabilities)
+                assert (selection.reasoning[1] == "no picture was given") == (not with_picture)
+            sizes.add(len(selection.selected))
+    assert 1 in sizes and 5 in sizes
+
+
+def test_the_same_question_has_the_same_answer(selectors: list[RobotSelector], picture: Path) -> None:
+    def answer(selector: RobotSelector) -> dict[str, Any]:
+        found = selector.select(TASKS[0], picture).to_dict()
+        found.pop("timing_ms")
+        return found
+
+    assert answer(selectors[0]) == answer(selectors[0])
+    # And another picture has another one: the model is shown it.
+    other = Image.new("RGB", (64, 64), (250, 20, 20))
+    assert selectors[0].select(TASKS[0], other, reason=False).confidence != (
+        selectors[0].select(TASKS[0], picture, reason=False).confidence
+    )
+
+
+def test_a_picture_may_be_a_path_bytes_or_an_image(selectors: list[RobotSelector], picture: Path) -> None:
+    with Image.open(picture) as opened:
+        opened.load()
+    kinds = [picture, str(picture), picture.read_bytes(), opened]
+    answers = [selectors[0].select(TASKS[0], kind, reason=False) for kind in kinds]  # type: ignore[arg-type]
+    assert len({answer.confidence for answer in answers}) == 1
+
+
+def test_top_n_cuts_the_list_alone(selectors: list[RobotSelector]) -> None:
+    for selector in selectors:
+        whole = selector.select(TASKS[1], reason=False)
+        for top_n in (2, 9):
+            cut = selector.select(TASKS[1], reason=False, top_n=top_n)
+            check_contract(cut, NAMES, reason=False, top_n=top_n)
+            assert cut.robots == whole.robots[:top_n]
+            assert (cut.primary, cut.selected, cut.plan) == (whole.primary, whole.selected, whole.plan)
+    with pytest.raises(SelectionError, match="top_n must be 1 or more, found 0"):
+        selectors[0].select(TASKS[1], top_n=0)
+
+
+@pytest.mark.parametrize("with_picture", [True, False], ids=["picture", "no picture"])
+def test_select_and_score_agree(selectors: list[RobotSelector], picture: Path, with_picture: bool) -> None:
+    images = [picture if with_picture else None] * len(TASKS)
+    for selector in selectors:
+        done: list[int] = []
+        # Batches of 3 and 1, so that rows of different length are padded.
+        leaders, members = selector.score(TASKS, images, batch_size=3, progress=done.append)
+        assert done == [3, 4] and leaders.shape == members.shape == (4, 5)
+        names = selector.selected_names(leaders, members)
+        for task, image, row, selected in zip(TASKS, images, leaders, names, strict=True):
+            selection = selector.select(task, image, reason=False)
+            expected = dict(zip(selector.fleet.names, torch.softmax(row.double(), -1).tolist(), strict=True))
+            for robot in selection.robots:
+                assert robot.confidence == pytest.approx(expected[robot.robot], abs=1e-5)
+            assert selection.selected == selected
+
+
+def test_calibration_tempers_the_confidence_and_sets_the_threshold(
+    make_selector: Callable[..., RobotSelector],
+) -> None:
+    selector = make_selector(1)
+    leaders, members = selector.score(TASKS[:1], [None])
+    going = torch.sigmoid(members.double())[0].tolist()
+    leader = int(leaders[0].argmax())
+    for temperature, threshold in ((0.5, sum(sorted(going)[1:3]) / 2), (3.0, 0.999)):
+        selector.calibration = Calibration(temperature, threshold, 9)
+        selection = selector.select(TASKS[0], reason=False)
+        assert selection.confidence == pytest.approx(
+            float(torch.softmax(leaders[0].double() / temperature, -1).max()), abs=1e-5
+        )
+        expected = {NAMES[leader]} | {name for name, p in zip(NAMES, going, strict=True) if p >= threshold}
+        assert set(selection.selected) == expected
+
+
+UNSEEN = """
+robots:
+  - {name: Drone, capabilities: [flying], limitations: [], environments: []}
+  - {name: Drone XL, capabilities: [flying, heavy lifting], limitations: [], environments: []}
+  - {name: Drone XL 2, capabilities: [flying, night vision, flying far], limitations: [wind], environments: [sea]}
+  - {name: "Кран", capabilities: ["подъём, груз"], limitations: [], environments: [], payload_kg: 900}
+"""
+
+
+def test_a_fleet_never_trained_on(selectors: list[RobotSelector], tmp_path: Path, picture: Path) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text(UNSEEN, encoding="utf-8")
+    fleet = Fleet.from_yaml(file)
+    for selector in selectors:
+        for task in TASKS[:2]:
+            selection = selector.select(task, picture, fleet=fleet)
+            # A capability here holds a comma, so the third step is not split.
+            check_contract(selection, fleet.names, reason=True)
+        # The selector's own fleet is in use again afterwards.
+        check_contract(selector.select(TASKS[0], reason=False), NAMES, reason=False)
+
+
+def test_a_fleet_of_one_and_one_of_many(selectors: list[RobotSelector]) -> None:
+    one = Fleet([Robot("Crawler", ("pipes",))])
+    selection = selectors[0].select(TASKS[0], fleet=one)
+    check_contract(selection, one.names, reason=True)
+    assert (selection.primary, selection.confidence) == ("Crawler", 1.0)
+    many = Fleet([Robot(f"Robot {number}", (f"skill {number}",)) for number in range(12)])
+    selection = selectors[1].select("Film it.", fleet=many)
+    check_contract(selection, many.names, reason=True)
+    # The threshold of this selector sends everybody, which is more than 512 positions have room to write about.
+    assert len(selection.selected) == 12 and "Film it." in {phase.subtask for phase in selection.plan}
+
+
+def test_the_fleet_s_order_changes_no_confidence(selectors: list[RobotSelector]) -> None:
+    backwards = Fleet(reversed(Fleet.default().robots))
+    given = selectors[0].select(TASKS[0], reason=False).robots
+    turned = selectors[0].select(TASKS[0], reason=False, fleet=backwards).robots
+    assert [robot.robot for robot in turned] == [robot.robot for robot in given]
+    for one, other in zip(given, turned, strict=True):
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
+
+
+class Scripted(_Writer):
+    """A writer whose model likes the tokens of ``wanted`` best, one after another, whatever it has read."""
+
+    def __init__(self, selector: RobotSelector, wanted: Sequence[int]) -> None:
+        super().__init__(selector, selector._fleet_state(selector.fleet))
+        self.wanted, self.written = list(wanted), 0
+        self.taken: list[int] = []
+
+    def read(self, ids: Sequence[int], pixels: Any = None) -> Any:
+        self.taken += ids
+        return None
+
+    def _logits(self) -> torch.Tensor:
+        logits = torch.zeros(50262)
+        if len(self.taken) < len(self.wanted):
+            logits[self.wanted[len(self.taken)]] = 9.0
+        return logits
+
+
+CHOICES = ["Drone", "Drone XL", "Drone XL 2", "Dredger", "Boat"]
+
+
+@pytest.mark.parametrize("wanted", CHOICES)
+def test_any_name_can_be_written_even_if_another_begins_with_it(
+    selectors: list[RobotSelector], tokenizer: Any, wanted: str
+) -> None:
+    for names in (CHOICES, CHOICES[::-1]):
+        options = [encode_text(tokenizer, f" {name}") for name in names]
+        colon = encode_text(tokenizer, ":")
+        tokens = encode_text(tokenizer, f" {wanted}")
+        writer = Scripted(selectors[0], tokens + colon)
+        assert names[writer.choose(options, colon)] == wanted
+        # Exactly the name was taken in; the colon is the caller's.
+        assert writer.taken == tokens
+
+
+def test_a_choice_never_leaves_the_options(selectors: list[RobotSelector], tokenizer: Any) -> None:
+    options = [encode_text(tokenizer, f" {name}") for name in CHOICES]
+    colon = encode_text(tokenizer, ":")
+    for text in (" Humanoid: now", "<|endoftext|>", " Drone Ultra", " XL", ""):
+        writer = Scripted(selectors[0], tokenizer(text)["input_ids"])
+        picked = writer.choose(options, colon)
+        assert writer.taken == options[picked]
+
+
+def test_a_spelled_control_token_is_no_control_token(selectors: list[RobotSelector], tokenizer: Any) -> None:
+    # A robot whose name spells one, too: its description and its name are text.
+    fleet = Fleet([Robot("<|endoftext|>", ("<|image|>",)), Robot("Boat", ("<|action_plan|>", "towing"))])
+    for selector in selectors:
+        check_contract(selector.select(TASKS[3], fleet=fleet), fleet.names, reason=True)
+
+
+@pytest.mark.parametrize("task", ["", "  \n\t "])
+def test_an_empty_task_is_refused(selectors: list[RobotSelector], task: str) -> None:
+    with pytest.raises(SelectionError, match="the task is empty; say in a sentence what is to be done"):
+        selectors[0].select(task)
+
+
+def test_a_too_long_task_is_refused_with_both_numbers(selectors: list[RobotSelector]) -> None:
+    expected = f"the task has {MAX_TASK_CHARACTERS + 1} characters; at most {MAX_TASK_CHARACTERS} are read"
+    with pytest.raises(SelectionError, match=expected):
+        selectors[0].select("a" * (MAX_TASK_CHARACTERS + 1))
+    # Within the characters, but of many tokens each.
+    with pytest.raises(PreflightError, match=r"\d+ tokens, image tokens counted, but the language model has 512"):
+        selectors[0].select("電" * 400)
+    with pytest.raises(PreflightError, match="positions"):
+        selectors[0].score(["電" * 400], [None])
+
+
+def test_a_task_of_several_lines_has_phases_of_one(
+    selectors: list[RobotSelector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = " Look.\n Then go. "
+    # As with a model that has nothing to say: the task itself is the phase.
+    monkeypatch.setattr(_Writer, "write_line", lambda self: "")
+    monkeypatch.setattr(_Writer, "prefers", lambda self, token, other: True)
+    for selector in selectors:
+        selection = selector.select(task, reason=False)
+        assert selection.task == task
+        assert {phase.subtask for phase in selection.plan} == {"Look. Then go."}
+        check_contract(selection, NAMES, reason=False)
+
+
+def test_the_longest_task_that_is_taken_is_answered(selectors: list[RobotSelector], picture: Path) -> None:
+    task = "go " * 246  # with the picture and the room for the answer just within the 512 positions
+    for selector in selectors:
+        check_contract(selector.select(task, picture), NAMES, reason=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n" + b"\0" * 40], ids=["empty", "text", "cut"])
+def test_a_picture_that_is_none_is_refused(selectors: list[RobotSelector], tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "scene.png"
+    file.write_bytes(content)
+    with pytest.raises(ImageError) as caught:
+        selectors[0].select(TASKS[0], file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(ImageError, match="cannot read the file"):
+        selectors[0].select(TASKS[0], tmp_path / "missing.png")
+
+
+def test_a_robot_that_cannot_be_described_in_the_positions_is_refused(selectors: list[RobotSelector]) -> None:
+    talker = Fleet([Robot("Talker", tuple(f"{'電' * 20} {number}" for number in range(20)))])
+    with pytest.raises(PreflightError, match=r"the robot 'Talker': \d+ tokens"):
+        selectors[0].select(TASKS[0], fleet=talker)
+
+
+def test_a_saved_folder_answers_like_what_was_saved(tiny_selector: RobotSelector, make_selector: Any) -> None:
+    own = make_selector(0)
+    for task in TASKS:
+        one, other = own.select(task, reason=False), tiny_selector.select(task, reason=False)
+        assert one.selected == other.selected
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
+
+
+def test_calibration_files(tmp_path: Path) -> None:
+    assert Calibration.from_folder(tmp_path) == Calibration(1.0, 0.5, 0)
+    file = tmp_path / CALIBRATION_FILE
+    fitted = Calibration(1.7, 0.35, 40)
+    file.write_text(json.dumps(fitted.to_dict()))
+    assert Calibration.from_folder(tmp_path) == fitted
+    for content in (
+        "{",
+        "[]",
+        "{}",
+        '{"temperature": "hot", "member_threshold": 0.5, "samples": 1}',
+        '{"temperature": 0, "member_threshold": 0.5, "samples": 1}',
+        '{"temperature": NaN, "member_threshold": 0.5, "samples": 1}',
+        '{"temperature": 1, "member_threshold": 1.5, "samples": 1}',
+    ):
+        file.write_text(content)
+        with pytest.raises(WeightsError) as caught:
+            Calibration.from_folder(tmp_path)
+        assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_task_lines(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.jsonl"
+    file.write_text('{"task": "Look.", "image": "a/b.jpg"}\n\n{"task": "Go.", "image": null}\n{"task": "Сядь."}\n')
+    assert read_task_lines(file) == [("Look.", tmp_path / "a" / "b.jpg"), ("Go.", None), ("Сядь.", None)]
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("", ": no tasks"),
+        ('{"task": "Look."}\nhello\n', ", line 2: not JSON ("),
+        ('{"task": 3}', ', line 1: expected {"task": text} and optionally "image": a file name'),
+        ('["Look."]', ', line 1: expected {"task": text}'),
+        ('{"task": "Look.", "picture": "a.jpg"}', ', line 1: expected {"task": text}'),
+        ('{"task": "Look.", "image": 3}', ", line 1: image must be a file name, found 3"),
+        ("[" * 50_000, ", line 1: not JSON ("),
+    ],
+)
+def test_task_lines_that_are_none(tmp_path: Path, content: str, fault: str) -> None:
+    file = tmp_path / "tasks.jsonl"
+    file.write_text(content)
+    with pytest.raises(SelectionError) as caught:
+        read_task_lines(file)
+    assert str(caught.value).startswith(f"{file}{fault}") and "\n" not in str(caught.value)
