@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     _set_up_logging()
+    # Read when these libraries are first imported: their own bars and lines would stand between ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         return int(arguments.run(arguments))
     except UsageError as error:

@@ -33,7 +33,7 @@ def _command(output: Path, sample: Path, *more: str, processes: int = 2, stage1:
             "-m",
             "torch.distributed.run",
             f"--nproc_per_node={processes}",
-            "--master_port=0",
+            "--standalone",
             str(SCRIPT),
         ),
         *("--output_dir", str(output), "--distributed", "--mixed_precision", "bf16", "--batch_size", "4"),
