@@ -1,0 +1,290 @@
+"""The command line: exit codes, errors in one line on stderr, JSON on stdout, and what people read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embervlm.cli import _for_people, main
+from embervlm.selection import Phase, RobotScore, Selection
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Ran:
+    """What a command left: its exit code and both of its outputs."""
+
+    code: int
+    out: str
+    err: str
+
+    def error(self, command: str) -> str:
+        """The one line that a failed command says."""
+        assert self.code == 1 and self.out == ""
+        (line,) = self.err.strip().splitlines()
+        assert line.startswith(f"embervlm {command}: ")
+        return line.removeprefix(f"embervlm {command}: ")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
+    """A function that runs a command in this process."""
+    logger = logging.getLogger("embervlm")
+    before = (logger.handlers[:], logger.propagate, logger.level)
+    logger.handlers.clear()  # so that the command sets its own up, on the captured stderr
+
+    def call(*arguments: object) -> Ran:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else 1
+        captured = capsys.readouterr()
+        # The progress bars of the libraries' loading are no line of ours.
+        err = "\n".join(line for line in captured.err.splitlines() if not re.match(r"(\r|Loading|$)", line))
+        return Ran(code, captured.out, err)
+
+    yield call
+    logger.handlers[:], logger.propagate, logger.level = before
+
+
+def test_help_and_version(run: Callable[..., Ran]) -> None:
+    shown = run("--help")
+    assert shown.code == 0 and shown.err == ""
+    for command in ("train", "select", "evaluate", "data", "doctor"):
+        assert re.search(rf"^    {command}\s", shown.out, re.M)
+        assert run(command, "--help").code == 0
+    assert run("--version").out == "embervlm 0.1.0\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["select"],
+        ["select", "--model", "m"],
+        ["select", "--model", "m", "--task", "Look.", "--tasks", "f.jsonl", "--json"],
+        ["select", "--model", "m", "--tasks", "f.jsonl"],
+        ["select", "--model", "m", "--tasks", "f.jsonl", "--json", "--image", "a.jpg"],
+        ["select", "--model", "m", "--task", "Look.", "--top-n", "0"],
+        ["select", "--model", "m", "--task", "Look.", "--top-n", "many"],
+        ["select", "--model", "m", "--task", "Look.", "--fly"],
+        ["evaluate", "--model", "m"],
+        ["data"],
+        ["data", "sample"],
+        ["data", "sample", "--out", "o", "--scenes", "0"],
+        ["train", "--stage", "4", "--output_dir", "o"],
+        ["train"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_is_2(run: Callable[..., Ran], arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.code == 2 and done.out == ""
+    assert "usage: embervlm" in done.err and "Traceback" not in done.err
+    assert re.search(r"^embervlm.*: error: .+", done.err, re.M)
+
+
+def test_select_json(run: Callable[..., Ran], tiny_folder: Path, tiny_selector: Any) -> None:
+    done = run("select", "--model", tiny_folder, "--task", "Сфотографируй крышу", "--json", "--no-reason")
+    assert done.code == 0 and done.err == ""
+    answer = json.loads(done.out)
+    assert done.out.count("\n") == 1 and "Сфотографируй крышу" in done.out
+    expected = tiny_selector.select("Сфотографируй крышу", reason=False).to_dict()
+    for part in ("task", "primary", "selected", "reasoning", "plan"):
+        assert answer[part] == expected[part]
+    assert answer["reasoning"] == [] and len(answer["robots"]) == 5
+    cut = run("select", "--model", tiny_folder, "--task", "Look.", "--json", "--top-n", "2")
+    answer = json.loads(cut.out)
+    assert len(answer["robots"]) == 2 and len(answer["reasoning"]) == 4
+
+
+def test_select_tasks_of_a_file_in_order(run: Callable[..., Ran], tiny_folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (30, 40), (10, 200, 90)).save(tmp_path / "scene.png")
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text("robots: [{name: Crawler, capabilities: [pipes], limitations: [], environments: []}]")
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text('{"task": "One.", "image": "scene.png"}\n{"task": "Two."}\n{"task": "Three."}\n')
+    done = run("select", "--model", tiny_folder, "--tasks", tasks, "--json", "--no-reason", "--fleet", fleet)
+    assert done.code == 0
+    answers = [json.loads(line) for line in done.out.splitlines()]
+    assert [answer["task"] for answer in answers] == ["One.", "Two.", "Three."]
+    assert {answer["primary"] for answer in answers} == {"Crawler"}
+
+
+def test_select_for_people(run: Callable[..., Ran], tiny_folder: Path) -> None:
+    done = run("select", "--model", tiny_folder, "--task", "Look into the pipe.")
+    assert done.code == 0 and done.err == ""
+    first, *rest = done.out.splitlines()
+    assert re.fullmatch(r"(Selected Robot: [\w ]+ \(confidence: \d+%\))|(Primary Robot: [\w ]+ \(\d+%\))", first)
+    assert "Reasoning:" in rest
+    silent = run("select", "--model", tiny_folder, "--task", "Look into the pipe.", "--no-reason")
+    assert "Reasoning:" not in silent.out.splitlines()
+
+
+def selection(selected: list[str], plan: list[Phase], reasoning: list[str]) -> Selection:
+    robots = [RobotScore("Robot with Wheels", 0.9512, True), RobotScore("Drone", 0.0488, len(selected) > 1)]
+    return Selection("Look.", selected[0], selected, robots, plan, reasoning, {"total": 1.0})
+
+
+def test_one_robot_reads_as_the_contract_has_it() -> None:
+    one = selection(["Robot with Wheels"], [Phase(1, "Robot with Wheels", "Look.", [])], ["a", "b", "c", "d"])
+    assert _for_people(one).splitlines() == [
+        "Selected Robot: Robot with Wheels (confidence: 95%)",
+        "Reasoning:",
+        "  1. a",
+        "  2. b",
+        "  3. c",
+        "  4. d",
+    ]
+    silent = selection(["Robot with Wheels"], [Phase(1, "Robot with Wheels", "Look.", [])], [])
+    assert _for_people(silent) == "Selected Robot: Robot with Wheels (confidence: 95%)"
+
+
+def test_several_robots_read_as_the_contract_has_it() -> None:
+    plan = [
+        Phase(1, "Drone", "Survey", []),
+        Phase(2, "Robot with Wheels", "Carry", [1]),
+        Phase(3, "Drone", "Film", [1]),
+        Phase(4, "Drone", "Land", [2, 3]),
+    ]
+    assert _for_people(selection(["Robot with Wheels", "Drone"], plan, ["a", "b", "c", "d"])).splitlines() == [
+        "Primary Robot: Robot with Wheels (95%)",
+        "Additional Robots: Drone",
+        "Reasoning:",
+        "  1. a",
+        "  2. b",
+        "  3. c",
+        "  4. d",
+        "Plan:",
+        "  1. Drone: Survey",
+        "  2. Robot with Wheels: Carry (after 1)",
+        "  3. Drone: Film (after 1)",
+        "  4. Drone: Land (after 2, 3)",
+    ]
+
+
+def test_failures_are_1_with_one_line(run: Callable[..., Ran], tiny_folder: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    assert run("select", "--model", missing, "--task", "Look.").error("select") == f"{missing}: no such model folder"
+    assert "not a model folder" in run("select", "--model", tmp_path, "--task", "Look.").error("select")
+    model = ("select", "--model", tiny_folder)
+    assert "the task is empty" in run(*model, "--task", " ").error("select")
+    text = tmp_path / "scene.jpg"
+    text.write_text("no picture\n")
+    found = run(*model, "--task", "Look.", "--image", text).error("select")
+    assert found.startswith(f"{text}: not a picture that can be read")
+    assert str(missing) in run(*model, "--task", "Look.", "--image", missing).error("select")
+    assert str(missing) in run(*model, "--task", "Look.", "--fleet", missing).error("select")
+    assert str(missing) in run(*model, "--tasks", missing, "--json").error("select")
+    assert str(missing) in run("evaluate", "--model", tiny_folder, "--data", missing).error("evaluate")
+    assert not missing.exists()
+
+
+def test_a_damaged_model_is_one_line(run: Callable[..., Ran], tiny_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    found = run("select", "--model", folder, "--task", "Look.").error("select")
+    assert found.startswith(f"{folder}: model.safetensors is missing or damaged")
+
+
+def test_an_unknown_robot_in_a_file_is_one_line(run: Callable[..., Ran], tiny_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "robots.json"
+    data.write_text(json.dumps([{"instruction": "Robots: ...", "input": "Task: Look.", "output": "Submarine"}]))
+    found = run("evaluate", "--model", tiny_folder, "--data", tmp_path).error("evaluate")
+    assert "robots.json" in found and "'Submarine'" in found and "Drone, Underwater Robot" in found
+
+
+def test_debug_shows_the_whole_error(run: Callable[..., Ran], tmp_path: Path) -> None:
+    from embervlm.model.weights import WeightsError
+
+    with pytest.raises(WeightsError, match="no such model folder"):
+        run("select", "--model", tmp_path / "missing", "--task", "Look.", "--debug")
+
+
+def test_training_settings_are_refused_all_at_once(run: Callable[..., Ran], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = run(
+        "train", "--output_dir", out, "--stage1_data", tmp_path / "none", "--batch_size", "0", "--learning_rate", "nan"
+    ).error("train")
+    for fault in (
+        "--batch_size 0: expected 1 or more",
+        "--learning_rate nan: expected a number above 0",
+        f"--stage1_data {tmp_path / 'none'}: no such folder",
+        "stage 2 needs --stage2_data",
+        "stage 3 needs --robot_data",
+    ):
+        assert fault in found
+    assert not out.exists()
+    assert "--report_to pigeon: not known" in run("train", "--output_dir", out, "--report_to", "pigeon").error("train")
+
+
+def test_data_that_cannot_be_used_leave_nothing_half_written(run: Callable[..., Ran], tmp_path: Path) -> None:
+    (tmp_path / "robots").mkdir()
+    (tmp_path / "robots" / "a.json").write_text('[{"instruction": "r", "input": "Task: Look.", "output": "Submarine"}]')
+    out = tmp_path / "out"
+    done = run("train", "--output_dir", out, "--stage", "3", "--robot_data", tmp_path / "robots", "--preset", "spark")
+    assert "'Submarine'" in done.error("train")
+    assert not out.exists()
+
+
+def test_evaluate(run: Callable[..., Ran], tiny_folder: Path, tmp_path: Path) -> None:
+    records = [
+        {"instruction": "Robots: ...", "input": f"Task: {task}", "output": robot}
+        for task, robot in (("Fly up.", "Drone"), ("Dive down.", "Underwater Robot"), ("Open it.", "Humanoid"))
+    ]
+    (tmp_path / "robots.json").write_text(json.dumps(records))
+    arguments = ("evaluate", "--model", tiny_folder, "--data", tmp_path / "robots.json")
+    done = run(*arguments, "--json", "--report", tmp_path / "report")
+    report = json.loads(done.out)
+    assert done.code == 0 and report["tasks"] == 3 and report["pictures"] == 0
+    assert report["text_only_bound"] == 1.0 and report["majority"] == pytest.approx(1 / 3)
+    assert report["shuffled_pictures"] is None and report["picture_only_bound"] is None
+    assert json.loads((tmp_path / "report" / "report.json").read_text()) == report
+    shown = run(*arguments)
+    assert shown.code == 0
+    assert shown.out.startswith("3 tasks about 0 pictures") and re.search(r"leading robot right +\d+\.\d%", shown.out)
+
+
+def test_log_lines_have_the_contract_s_format(run: Callable[..., Ran], capsys: pytest.CaptureFixture[str]) -> None:
+    run("--version")
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    from embervlm.cli import _set_up_logging
+
+    _set_up_logging()
+    _set_up_logging()  # twice, and still one line
+    logging.getLogger("embervlm.preflight").info("✓ Embedding size matches tokenizer: %d tokens", 50262)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - embervlm\.preflight - INFO - "
+        r"✓ Embedding size matches tokenizer: 50262 tokens",
+        line,
+    )
+
+
+def test_a_failing_process_says_one_line_and_leaves_1(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "embervlm.cli", "select", "--model", str(tmp_path / "missing"), "--task", "Look."]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"embervlm select: {tmp_path / 'missing'}: no such model folder\n"
+    script = [sys.executable, "scripts/train_all.py", "--output_dir", str(tmp_path / "out"), "--fly"]
+    done = subprocess.run(script, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "unrecognized arguments: --fly" in done.stderr
