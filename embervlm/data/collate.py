@@ -111,9 +111,7 @@ class _SampleDataset(Dataset[Example]):
         return random.Random(f"{self.seed}/{self.epoch if self.augment else 0}/{index}")
 
     def _encode(self, pieces: list[Piece]) -> Encoded:
-        encoded = encode(pieces, self.tokenizer, self.image_tokens)
-        # Only conversations can be this long; their last turns are what is cut.
-        return Encoded(encoded.input_ids[: self.max_length], encoded.labels[: self.max_length])
+        return encode(pieces, self.tokenizer, self.image_tokens)
 
     def _words(self, text: str) -> tuple[int, ...]:
         return tuple(dict.fromkeys(encode_text(self.tokenizer, f" {text}"))) if text else ()
@@ -147,8 +145,9 @@ class ConversationDataset(_SampleDataset):
         return len(self.samples)
 
     def encoded(self, index: int) -> Encoded:
-        """The sample's token ids and labels, without opening its picture."""
-        return self._encode(conversation_pieces(self.samples[index]))
+        """The sample's token ids and labels, cut to the model's positions, without opening its picture."""
+        encoded = self._encode(conversation_pieces(self.samples[index]))
+        return Encoded(encoded.input_ids[: self.max_length], encoded.labels[: self.max_length])
 
     def __getitem__(self, index: int) -> Example:
         sample, rng = self.samples[index], self._random(index)

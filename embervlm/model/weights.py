@@ -108,6 +108,16 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
     return model
 
 
+def check_model_folder(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder that is no model folder or is damaged, without loading its weights.
+
+    Raises:
+        WeightsError: the folder is missing, has no readable configuration, or differs from its manifest.
+    """
+    _read_config(Path(folder))
+    verify_folder(folder)
+
+
 def load_source_tokenizer(folder: str | os.PathLike[str]) -> Any:
     """The tokenizer that a folder's weights were trained with, unchecked; None where the folder has none."""
     from transformers import AutoTokenizer

@@ -19,6 +19,7 @@ from embervlm.fleet import Fleet
 from embervlm.model import EmberVLMProcessor
 from embervlm.model.weights import (
     WeightsError,
+    check_model_folder,
     is_complete,
     load_model,
     load_source_tokenizer,
@@ -71,11 +72,11 @@ def run(settings: RunSettings) -> Path:
             first step and with nothing half-written.
     """
     settings.check()
-    fleet = settings.load_fleet()
-    run = Run(settings, fleet, {stage: _load_data(settings, fleet, stage) for stage in settings.stages})
     source = _source_folder(settings)
     if source is not None:
-        verify_folder(source)
+        check_model_folder(source)
+    fleet = settings.load_fleet()
+    run = Run(settings, fleet, {stage: _load_data(settings, fleet, stage) for stage in settings.stages})
     # From here on there is a process group.
     arguments = training_arguments(settings, settings.stages[0], settings.stage_dir(settings.stages[0]))
     _say_where_this_runs(settings, arguments)
@@ -185,8 +186,9 @@ def _datasets(run: Run, stage: int, processor: Any) -> tuple[Any, Any]:
 def _check_samples(run: Run, stage: int, dataset: Any, model: Any) -> None:
     """Hold the data against the model: positions, ids, supervised tokens, robots."""
     positions, rows = model.config.text_config.n_positions, model.get_input_embeddings().num_embeddings
-    # Spread over the whole set, since a set's parts stand one after another.
-    every = max(1, len(dataset) // CHECKED_SAMPLES)
+    # Spread over the whole set, since a set's parts stand one after another. A robot task is never cut, so that each
+    # must fit; the others are.
+    every = 1 if stage == 3 else max(1, len(dataset) // CHECKED_SAMPLES)
     for index in range(0, len(dataset), every):
         sample, encoded = dataset.samples[index], dataset.encoded(index)
         check_positions(len(encoded.input_ids), positions, sample.id)
