@@ -23,6 +23,7 @@ from embervlm.training.arguments import RunSettings
 logger = logging.getLogger(__name__)
 
 _BANNER = "=" * 60
+_LOSSES = ("language_loss", "image_loss", "task_loss", "leader_loss", "member_loss")
 _PARTS = ("vision", "projector", "language_model", "robot_head")
 WEIGHT_DECAY = 0.05
 WARMUP_SHARE = 0.05
@@ -119,10 +120,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
 
     def _keep(self, outputs: Any, inputs: dict[str, Tensor]) -> None:
         self._batches += 1
-        parts = {
-            name: outputs.get(name)
-            for name in ("language_loss", "image_loss", "task_loss", "leader_loss", "member_loss")
-        }
+        parts = {name: outputs.get(name) for name in _LOSSES}
         if outputs.get("leader_logits") is not None and "leader_labels" in inputs:
             picked = outputs["leader_logits"].argmax(-1, keepdim=True)
             parts["leader_accuracy"] = (inputs["leader_labels"].gather(1, picked) > 0).float().mean()
@@ -148,7 +146,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         seconds, first = time.monotonic() - self.started[0], self.started[1]
         steps = max(state.global_step - first, 1)
         a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        names = ("loss", "language_loss", "image_loss", "task_loss", "leader_loss", "member_loss", "leader_accuracy")
+        names = ("loss", *_LOSSES, "leader_accuracy")
         values = ", ".join(f"{name.replace('_', ' ')} {logs[name]:.3f}" for name in names if name in logs)
         logger.info(
             "Stage %d: step %d/%d, %s, learning rate %.1e, %.0f samples/s, %.0f s left",
