@@ -83,6 +83,8 @@ class RobotSample:
         plan: the phases in order, or empty where the data give none.
         reasoning: the written grounds, or None where the data give none.
         image: the scene's picture, or None; none is ever made up.
+        family: which tasks are versions of one another, for splits that keep them together; None where not known.
+        voice: in whose manner the task is worded, for splits by it; None where not known.
     """
 
     id: str
@@ -92,6 +94,8 @@ class RobotSample:
     plan: tuple[PlanStep, ...] = ()
     reasoning: Reasoning | None = None
     image: Path | None = None
+    family: str | None = None
+    voice: str | None = None
 
 
 def normalise_task(text: str) -> str:
