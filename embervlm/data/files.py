@@ -7,34 +7,42 @@ from __future__ import annotations
 
 import os
 import re
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from embervlm.data.sample import DataError, image_key
+import numpy as np
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+from embervlm.data.sample import DataError, PackedPicture, Picture, image_key, key_hash
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MAX_FILES = 20_000_000
 MAX_NAME_CHARACTERS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files below a folder.
+    """The files below a folder, and what shows later whether that has changed.
 
     Attributes:
         root: the folder, links in its own path resolved.
-        files: paths of the files below it, sorted.
+        files: paths of the files below it that are no pictures, sorted.
+        pictures: names of the pictures, by their folder's path; folders and names sorted.
+        folders: when each folder below it, and the folder itself, was last changed, in nanoseconds.
         links_out: links that are not followed because they leave the folder or lead nowhere, sorted.
     """
 
     root: Path
     files: tuple[str, ...]
+    pictures: dict[str, list[str]]
+    folders: dict[str, int]
     links_out: tuple[str, ...] = ()
 
-    def with_suffix(self, suffix: str) -> list[Path]:
+    def with_suffix(self, *suffixes: str) -> list[Path]:
         """The files whose name ends so, in whatever case."""
-        return [Path(file) for file in self.files if file.lower().endswith(suffix)]
+        return [Path(file) for file in self.files if file.lower().endswith(suffixes)]
 
 
 def list_folder(folder: Path) -> Listing:
@@ -51,28 +59,42 @@ def list_folder(folder: Path) -> Listing:
         raise DataError(f"{folder}: expected a folder with data, found {found}")
     root = folder.resolve()
     files: list[str] = []
+    pictures: dict[str, list[str]] = {}
+    folders: dict[str, int] = {}
     links_out: list[str] = []
     pending = [str(root)]
+    count = 0
     while pending:
         current = pending.pop()
+        names: list[str] = []
         try:
+            folders[current] = Path(current).stat().st_mtime_ns
             with os.scandir(current) as entries:
                 for entry in entries:
                     if entry.is_symlink():
                         target = _target(entry.path)
                         if target is None or not target.is_relative_to(root):
                             links_out.append(entry.path)
-                        elif target.is_file():
-                            files.append(entry.path)
+                            continue
+                        is_file = target.is_file()
                     elif entry.is_dir(follow_symlinks=False):
                         pending.append(entry.path)
-                    elif entry.is_file(follow_symlinks=False):
-                        files.append(entry.path)
+                        continue
+                    else:
+                        is_file = entry.is_file(follow_symlinks=False)
+                    if is_file:
+                        count += 1
+                        if entry.name.lower().endswith(PICTURE_SUFFIXES):
+                            names.append(entry.name)
+                        else:
+                            files.append(entry.path)
         except OSError as error:
             raise DataError(f"{current}: cannot list the folder ({error.strerror or error})") from None
-        if len(files) > MAX_FILES:
+        if count > MAX_FILES:
             raise DataError(f"{root}: more than {MAX_FILES:,} files; give the folder of one data set")
-    return Listing(root=root, files=tuple(sorted(files)), links_out=tuple(sorted(links_out)))
+        if names:
+            pictures[current] = sorted(names)
+    return Listing(root, tuple(sorted(files)), dict(sorted(pictures.items())), folders, tuple(sorted(links_out)))
 
 
 def _target(link: str) -> Path | None:
@@ -109,21 +131,41 @@ def relative_name(name: object, place: str) -> PurePosixPath:
     return path
 
 
-class ImageFolder:
-    """The pictures below one or more folders, and which of them a record's picture name means."""
+class Pictures:
+    """The pictures below one or more folders, by number, and which of them a record's picture name means.
 
-    def __init__(self, listings: Iterable[Listing]) -> None:
-        by_key: dict[str, set[str]] = {}
+    Pictures that lie inside other files are added by the readers. What is kept of a picture is its name and a few
+    numbers, since there can be millions.
+    """
+
+    def __init__(self, listings: Iterable[Listing] = ()) -> None:
+        #: folders of single files, and files that hold packed pictures
+        self.places: list[str] = []
+        self.place_of = array("i")
+        self.names: list[str] = []  # of the single files only
+        self.positions = array("q")  # of the packed ones, which come after the single files
+        self.sizes = array("q")
+        self.keys = array("Q")
+        self._outside: set[str] = set()
+        seen: set[str] = set()
         for listing in listings:
-            for file in listing.files:
-                name = PurePosixPath(file)
-                if name.suffix.lower() in PICTURE_SUFFIXES:
-                    by_key.setdefault(image_key(Path(name)), set()).add(file)
-        self._by_key = {key: tuple(sorted(files)) for key, files in by_key.items()}
-        self._found: dict[tuple[str | None, Path | None], dict[str, Path | None]] = {}
+            for folder, names in listing.pictures.items():
+                if folder in seen:  # one folder can be below two of those given
+                    continue
+                seen.add(folder)
+                self.place_of.extend([len(self.places)] * len(names))
+                self.places.append(folder)
+                self.names += names
+                self.keys.extend(key_hash(image_key(name)) for name in names)
+            self._outside.update(PurePosixPath(link).name for link in listing.links_out)
+        keys = np.frombuffer(self.keys, np.uint64) if self.keys else np.empty(0, np.uint64)
+        order = np.argsort(keys, kind="stable")
+        self._sorted_keys, self._order = array("Q", keys[order].tobytes()), array("q", order.tobytes())
+        self._hints: tuple[str | None, Path | None] | None = None
+        self._found: dict[str, int | None] = {}
 
     @classmethod
-    def of(cls, *folders: Path) -> ImageFolder:
+    def of(cls, *folders: Path) -> Pictures:
         """List ``folders`` and take their pictures.
 
         Raises:
@@ -132,12 +174,36 @@ class ImageFolder:
         return cls(list_folder(folder) for folder in folders)
 
     def __len__(self) -> int:
-        return sum(len(files) for files in self._by_key.values())
+        return len(self.place_of)
+
+    def __getitem__(self, number: int) -> Picture:
+        """Where picture ``number`` is."""
+        place = self.places[self.place_of[number]]
+        if number < len(self.names):
+            return Path(place, self.names[number])
+        packed = number - len(self.names)
+        return PackedPicture(Path(place), self.positions[packed], self.sizes[packed])
+
+    def add_packed(self, file: Path, position: int, size: int, key: str) -> int:
+        """Add a picture that lies inside ``file`` (see :class:`PackedPicture`) and return its number.
+
+        Args:
+            file: the file that holds it.
+            position, size: see :class:`PackedPicture`.
+            key: what identifies the picture across data sets.
+        """
+        if not self.places or self.places[-1] != str(file):
+            self.places.append(str(file))
+        self.place_of.append(len(self.places) - 1)
+        self.positions.append(position)
+        self.sizes.append(size)
+        self.keys.append(key_hash(key))
+        return len(self.place_of) - 1
 
     def find(
         self, name: object, place: str, *, split_folder: str | None = None, near: Path | None = None
-    ) -> Path | None:
-        """The picture that ``name`` means, or None where there is none or it cannot be told which.
+    ) -> int | None:
+        """The number of the picture that ``name`` means, or None where there is none or it cannot be told which.
 
         The file whose path agrees with most of ``name``'s folders wins; then one below a folder called
         ``split_folder``; then the one nearest to ``near``. A name with folders needs at least its last folder to
@@ -151,34 +217,47 @@ class ImageFolder:
             near: the annotation file's folder.
 
         Raises:
-            DataError: ``name`` is no relative file name (see :func:`relative_name`).
+            DataError: ``name`` is no relative file name (see :func:`relative_name`), or a link that leaves the folder.
         """
+        if self._hints != (split_folder, near):
+            self._hints, self._found = (split_folder, near), {}
         # Only names that passed the check are remembered, so a name found here needs no second one.
-        remembered = self._found.setdefault((split_folder, near), {})
-        if not isinstance(name, str) or name not in remembered:
+        if not isinstance(name, str) or name not in self._found:
             path = relative_name(name, place)
-            remembered[str(name)] = self._find(path, split_folder, near)
-        return remembered[str(name)]
+            found = self._find(path, split_folder, near)
+            if found is None and not self._outside.isdisjoint(path.parts):
+                raise DataError(
+                    f"{place}: picture {name!r:.120} leaves the data folder by a link; put the file itself there"
+                )
+            self._found[str(name)] = found
+        return self._found[str(name)]
 
-    def _find(self, name: PurePosixPath, split_folder: str | None, near: Path | None) -> Path | None:
-        key = image_key(Path(name))
+    def _find(self, name: PurePosixPath, split_folder: str | None, near: Path | None) -> int | None:
+        key = image_key(name.name)
         is_coco = key.startswith("coco/")
-        files = self._by_key.get(key, ())
-        if len(files) == 1 and (is_coco or len(name.parts) == 1):
-            return Path(files[0])
+        wanted = key_hash(key)
+        fitting: list[int] = []
+        at = bisect_left(self._sorted_keys, wanted)
+        while at < len(self._sorted_keys) and self._sorted_keys[at] == wanted:
+            number = self._order[at]
+            if image_key(self.names[number]) == key:  # two keys could share their 64 bits
+                fitting.append(number)
+            at += 1
+        if len(fitting) == 1 and (is_coco or len(name.parts) == 1):
+            return fitting[0]
         ranked = []
-        for file in files:
-            parts = PurePosixPath(file).parts
+        for number in fitting:
+            parts = PurePosixPath(self.places[self.place_of[number]], self.names[number]).parts
             agreeing = _common(reversed(parts), reversed(name.parts))
             if not is_coco and agreeing < min(2, len(name.parts)):
                 continue
             closeness = _common(parts, near.parts) if near else 0
-            ranked.append(((agreeing, split_folder in parts[:-1], closeness), file))
+            ranked.append(((agreeing, split_folder in parts[:-1], closeness), number))
         if not ranked:
             return None
         best = max(rank for rank, _ in ranked)
-        fitting = [file for rank, file in ranked if rank == best]
-        return Path(fitting[0]) if is_coco or len(fitting) == 1 else None
+        fitting = [number for rank, number in ranked if rank == best]
+        return fitting[0] if is_coco or len(fitting) == 1 else None
 
 
 def _common(first: Iterable[str], second: Iterable[str]) -> int:

@@ -27,6 +27,27 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedPicture:
+    """A picture inside another file, read when it is wanted.
+
+    Attributes:
+        file: the tar shard or Arrow file that holds it.
+        position: the first byte of its data in a tar shard; its row in an Arrow file.
+        size: its bytes in a tar shard; -1 for an Arrow file.
+    """
+
+    file: Path
+    position: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.file}[{self.position}]"
+
+
+Picture = Path | PackedPicture
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One record of stages 1 and 2.
 
@@ -34,7 +55,7 @@ class Sample:
         id: data set and the record's own id, for example ``vqa_v2/984000``; unique in a run.
         dataset: name of the reader that made it.
         style: how the record reads (``prompts`` decides the wording).
-        image: the picture's file, or None for a text-only record.
+        image: where the picture is, or None for a text-only record.
         turns: the exchanges in order; every answer is supervised.
         split: ``validation`` where the publisher's own file is a validation or test file.
     """
@@ -42,7 +63,7 @@ class Sample:
     id: str
     dataset: str
     style: Style
-    image: Path | None
+    image: Picture | None
     turns: tuple[Turn, ...]
     split: Split = "train"
 
@@ -106,10 +127,21 @@ def normalise_task(text: str) -> str:
     return " ".join(re.findall(r"\w+", text))
 
 
-def image_key(path: Path) -> str:
-    """What identifies a picture across data sets: COCO's 2014 and 2017 names of one photograph give one key."""
-    match = re.fullmatch(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})", path.stem)
-    return f"coco/{match.group(1)}" if match else path.name
+_COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)20[0-9]{2}_)?([0-9]{12})\.[A-Za-z]+")
+
+
+def image_key(name: str) -> str:
+    """What identifies a picture across data sets, from its file's name without folders.
+
+    COCO's 2014 and 2017 names of one photograph give one key.
+    """
+    match = _COCO_NAME.fullmatch(name)
+    return f"coco/{match.group(1)}" if match else name
+
+
+def key_hash(key: str) -> int:
+    """A 64-bit number for a key, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 T = TypeVar("T")

@@ -4,37 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from embervlm.data.files import ImageFolder
+import msgspec
+
+from embervlm.data.files import Pictures
 from embervlm.data.formats.record import (
     MAX_TEXT_CHARACTERS,
     TEXT_TOO_LONG,
     Format,
+    Ids,
     Ledger,
+    Row,
     clean_line,
     split_folder_of,
     split_of,
 )
-from embervlm.data.json_files import Head, read_json
-from embervlm.data.sample import DataError, Sample, Turn
+from embervlm.data.json_files import Head
+from embervlm.data.json_stream import Block, read_lists
+from embervlm.data.sample import DataError
 
 DATASET = "coco_captions"
 
 
-class _Caption(NamedTuple):
-    id: Any
-    image_id: Any
-    text: Any
+class _Caption(msgspec.Struct, gc=False):
+    id: Any = None
+    image_id: Any = None
+    caption: Any = None
 
 
-class _Picture(NamedTuple):
-    id: Any
-    name: Any
+class _Picture(msgspec.Struct, gc=False):
+    id: Any = None
+    file_name: Any = None
 
 
-def read(files: Sequence[Path], images: ImageFolder, ledger: Ledger) -> Iterator[Sample]:
-    """Yield one sample a caption.
+def read(files: Sequence[Path], pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
+    """Yield one row a caption.
 
     The raw file, and the sample made of its one caption::
 
@@ -48,30 +53,24 @@ def read(files: Sequence[Path], images: ImageFolder, ledger: Ledger) -> Iterator
     Raises:
         DataError: a file is damaged, two of its records share an id, or a picture's name leaves the data folder.
     """
-    tally = ledger[DATASET]
     for file in files:
-        document = read_json(file, shrink=_shrink)
-        pictures, captions = _tables(document, file)
-        tally.files.append(file)
-        split, split_folder, near = split_of(file.stem), split_folder_of(file.stem), file.parent
-        names: dict[Any, Any] = {}
-        for number, picture in enumerate(pictures):
-            if not isinstance(picture, _Picture) or not isinstance(picture.id, (int, str)):
-                raise DataError(f"{file}: images[{number}]: expected 'id' and 'file_name', found {picture!r:.80}")
-            if picture.id in names:
-                raise DataError(f"{file}: images[{number}]: id {picture.id!r} occurs twice")
-            names[picture.id] = picture.name
-        seen: set[int | str] = set()
-        for number, caption in enumerate(captions):
-            place = f"{file}: annotations[{number}]"
+        yield from _read(file, pictures, ledger)
+
+
+def _read(file: Path, pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
+    tally = ledger[DATASET]
+    tally.files.append(file)
+    split, split_folder, near = split_of(file.stem), split_folder_of(file.stem), file.parent
+    names: dict[Any, Any] = {}
+    ids = Ids(file, "annotations", "id")
+
+    def rows(block: Block[Any]) -> Iterator[Row]:
+        for number, caption in enumerate(block.records, block.start):
             tally.records += 1
-            if not isinstance(caption, _Caption) or not isinstance(caption.id, (int, str)):
+            if not ids.add(caption.id, number):
                 tally.rejected["no caption, id or image_id"] += 1
                 continue
-            if caption.id in seen:
-                raise DataError(f"{place}: id {caption.id!r} occurs twice")
-            seen.add(caption.id)
-            text = clean_line(caption.text)
+            text = clean_line(caption.caption)
             if text is None:
                 tally.rejected["empty caption"] += 1
                 continue
@@ -82,29 +81,38 @@ def read(files: Sequence[Path], images: ImageFolder, ledger: Ledger) -> Iterator
             if not isinstance(caption.image_id, (int, str)) or caption.image_id not in names:
                 tally.rejected["image_id is not among the file's images"] += 1
                 continue
-            image = tally.picture(images, names[caption.image_id], place, split_folder=split_folder, near=near)
-            if image is not None:
-                yield Sample(f"{DATASET}/{caption.id}", DATASET, "caption", image, (Turn("", text),), split)
+            place = f"{file}: annotations[{number}]"
+            picture = tally.picture(pictures, names[caption.image_id], place, split_folder=split_folder, near=near)
+            if picture is not None:
+                yield Row(DATASET, caption.id, "caption", split, picture, (("", text),))
+
+    waiting: list[Block[Any]] = []
+    for block in read_lists(file, {"images": _Picture, "annotations": _Caption}):
+        if block.key == "images":
+            for number, picture in enumerate(block.records, block.start):
+                if not isinstance(picture.id, (int, str)) or picture.file_name is None:
+                    raise DataError(f"{file}: images[{number}]: expected 'id' and 'file_name'")
+                if picture.id in names:
+                    raise DataError(f"{file}: images[{number}]: id {picture.id!r} occurs twice")
+                names[picture.id] = picture.file_name
+        elif names:
+            yield from rows(block)
+        else:  # the captions stand before the pictures' names
+            waiting.append(block)
+    for block in waiting:
+        yield from rows(block)
+    ids.check()
 
 
 def _recognise(head: Head) -> bool:
     return head.key == "annotations" and "caption" in head.first and "image_id" in head.first
 
 
-def _shrink(found: dict[str, Any]) -> Any:
-    if "caption" in found:
-        return _Caption(found.get("id"), found.get("image_id"), found["caption"])
-    if "file_name" in found:
-        return _Picture(found.get("id"), found["file_name"])
-    return found
-
-
-def _tables(document: Any, file: Path) -> tuple[list[Any], list[Any]]:
-    if isinstance(document, dict):
-        pictures, captions = document.get("images"), document.get("annotations")
-        if isinstance(pictures, list) and isinstance(captions, list):
-            return pictures, captions
-    raise DataError(f"{file}: expected an object with the lists 'images' and 'annotations'")
-
-
-FORMAT = Format("COCO captions", 1, "an object with 'images' and 'annotations' that hold 'caption'", _recognise, read)
+FORMAT = Format(
+    "COCO captions",
+    (DATASET,),
+    1,
+    "an object with 'images' and 'annotations' that hold 'caption'",
+    _recognise,
+    read,
+)

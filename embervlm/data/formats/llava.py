@@ -6,10 +6,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from embervlm.data.files import ImageFolder
-from embervlm.data.formats.record import MAX_TEXT_CHARACTERS, TEXT_TOO_LONG, Format, Ledger, clean_text, split_of
-from embervlm.data.json_files import Head, read_json
-from embervlm.data.sample import DataError, Sample, Turn
+import msgspec
+
+from embervlm.data.files import Pictures
+from embervlm.data.formats.record import (
+    MAX_TEXT_CHARACTERS,
+    NO_PICTURE,
+    TEXT_TOO_LONG,
+    Format,
+    Ledger,
+    Row,
+    clean_text,
+    split_of,
+)
+from embervlm.data.json_files import LINES, Head, peek_json
+from embervlm.data.json_stream import read_lines, read_list
 
 DATASET = "llava"
 MAX_TURNS = 200
@@ -19,8 +30,14 @@ _ANSWERS = ("gpt", "assistant")
 _PLACEHOLDER = "<image>"
 
 
-def read(files: Sequence[Path], images: ImageFolder, ledger: Ledger) -> Iterator[Sample]:
-    r"""Yield one sample a conversation, with all its turns.
+class _Record(msgspec.Struct):
+    image: Any = None
+    input_image: Any = None
+    conversations: Any = None
+
+
+def read(files: Sequence[Path], pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
+    r"""Yield one row a conversation, with all its turns.
 
     A raw record, and the sample made of it when it stands first in its file::
 
@@ -34,43 +51,48 @@ def read(files: Sequence[Path], images: ImageFolder, ledger: Ledger) -> Iterator
                            "The bus in the image is white and red."), ...), split="train")
 
     The record's own id is no key (one picture has several records), so the place in the file is used. A record without
-    ``image`` is a conversation about text.
+    ``image`` is a conversation about text. NExT-GPT's files call the picture ``input_image``.
 
     Raises:
         DataError: a file is damaged, or a picture's name leaves the data folder.
     """
     tally = ledger[DATASET]
     for file in files:
-        document = read_json(file)
-        if not isinstance(document, list):
-            raise DataError(f"{file}: expected a list of conversations")
         tally.files.append(file)
         split, near = split_of(file.stem), file.parent
-        for number, record in enumerate(document):
-            place = f"{file}: record {number}"
-            tally.records += 1
-            turns = _turns(record)
-            if isinstance(turns, str):
-                tally.rejected[turns] += 1
-                continue
-            tally.with_answer += 1
-            image = None
-            if record.get("image") is not None:
-                name = record["image"]
-                if isinstance(name, list):
-                    tally.rejected["more than one picture"] += 1
+        head = peek_json(file)
+        blocks = (
+            read_lines(file, _Record)
+            if head is not None and head.key == LINES
+            else read_list(file, _Record, nested=(("from", "value"), _turn_count))
+        )
+        for block in blocks:
+            for number, record in enumerate(block.records, block.start):
+                tally.records += 1
+                name = record.image if record.image is not None else record.input_image
+                turns = _turns(record.conversations, has_image=name is not None)
+                if isinstance(turns, str):
+                    tally.rejected[turns] += 1
                     continue
-                image = tally.picture(images, name, place, split_folder=None, near=near)
-                if image is None:
-                    continue
-            yield Sample(f"{DATASET}/{file.name}[{number}]", DATASET, "chat", image, turns, split)
+                tally.with_answer += 1
+                picture: int | None = NO_PICTURE
+                if name is not None:
+                    if isinstance(name, list):
+                        tally.rejected["more than one picture"] += 1
+                        continue
+                    picture = tally.picture(pictures, name, f"{file}: record {number}", split_folder=None, near=near)
+                if picture is not None:
+                    yield Row(DATASET, f"{file.name}[{number}]", "chat", split, picture, turns)
 
 
-def _turns(record: Any) -> tuple[Turn, ...] | str:
+def _turn_count(record: _Record) -> int:
+    return len(record.conversations) if isinstance(record.conversations, list) else 0
+
+
+def _turns(messages: Any, *, has_image: bool) -> list[tuple[str, str]] | str:
     """The record's turns, or the reason why it has to be left out."""
-    if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
+    if not isinstance(messages, list):
         return "no list of conversations"
-    messages = record["conversations"]
     if not messages or len(messages) > 2 * MAX_TURNS:
         return f"no turns, or more than {MAX_TURNS}"
     if len(messages) % 2:
@@ -83,7 +105,7 @@ def _turns(record: Any) -> tuple[Turn, ...] | str:
             return "roles do not alternate between human and gpt"
         text = clean_text(message.get("value"))
         if text is not None and number == 0 and _PLACEHOLDER in text:
-            if record.get("image") is None:
+            if not has_image:
                 return f"{_PLACEHOLDER} in the text, but no picture is named"
             first = text.startswith(_PLACEHOLDER)
             text = clean_text(text.removeprefix(_PLACEHOLDER) if first else text.removesuffix(_PLACEHOLDER))
@@ -94,16 +116,23 @@ def _turns(record: Any) -> tuple[Turn, ...] | str:
         if len(text) > MAX_TEXT_CHARACTERS:
             return TEXT_TOO_LONG
         texts.append(text)
-    return tuple(Turn(question, answer) for question, answer in zip(texts[::2], texts[1::2], strict=True))
+    return list(zip(texts[::2], texts[1::2], strict=True))
 
 
 def _recognise(head: Head) -> bool:
     messages = head.first.get("conversations")
-    if head.key or not isinstance(messages, list) or not messages or not isinstance(messages[0], dict):
+    if head.key not in ("", LINES) or not isinstance(messages, list) or not messages or not isinstance(messages[0], dict):
         return False
     # Other sets keep their pictures under another key; read as LLaVA's they would all be conversations about nothing.
-    other_picture_key = any("image" in key and key != "image" for key in head.first)
-    return {"from", "value"} <= messages[0].keys() and ("image" in head.first or not other_picture_key)
+    known = {"image", "input_image"} & head.first.keys()
+    return {"from", "value"} <= messages[0].keys() and (bool(known) or not any("image" in key for key in head.first))
 
 
-FORMAT = Format("LLaVA-Instruct", 2, "a list of objects with 'conversations' of 'from' and 'value'", _recognise, read)
+FORMAT = Format(
+    "LLaVA-Instruct",
+    (DATASET,),
+    2,
+    "a list of objects with 'conversations' of 'from' and 'value'",
+    _recognise,
+    read,
+)

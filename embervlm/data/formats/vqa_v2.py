@@ -4,62 +4,78 @@ from __future__ import annotations
 
 import re
 import sys
-from collections import Counter
+from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from embervlm.data.files import ImageFolder
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embervlm.data.files import Pictures
 from embervlm.data.formats.record import (
     MAX_TEXT_CHARACTERS,
     TEXT_TOO_LONG,
     Format,
+    Ids,
     Ledger,
+    Row,
     clean_line,
+    majority,
     split_folder_of,
     split_of,
 )
-from embervlm.data.json_files import Head, peek_json, read_json
-from embervlm.data.sample import DataError, Sample, Turn
+from embervlm.data.json_files import Head, peek_json
+from embervlm.data.json_stream import plain, read_lists
+from embervlm.data.sample import DataError
 
 VQA = "vqa_v2"
 OK_VQA = "ok_vqa"
 
-
-class _Question(NamedTuple):
-    id: Any
-    image_id: Any
-    text: Any
+_NO_NUMBER = -1
 
 
-class _Annotation(NamedTuple):
-    id: Any
-    image_id: Any
-    answer: str | None
-    has_raw_answers: bool
+class _Question(msgspec.Struct, gc=False):
+    question_id: Any = None
+    image_id: Any = None
+    question: Any = None
 
 
-class _Answer(NamedTuple):
-    text: Any
-    is_raw: bool
+class _Annotation(msgspec.Struct, gc=False):
+    question_id: Any = None
+    image_id: Any = None
+    multiple_choice_answer: Any = None
+    answers: msgspec.Raw | None = None
 
 
-class _Answers(NamedTuple):
-    """One annotation file: by question id what the answer is and, where the file says so, about which picture."""
+@dataclass(slots=True)
+class _Answers:
+    """One annotation file: by question id what the answer is and about which picture, -1 where it does not say."""
 
     file: Path
     dataset: str
-    by_question: dict[Any, tuple[str | None, Any]]
+    ids: pa.Array
+    images: array[int]
+    answers: array[int]  # places in texts
+    texts: list[str | None]
 
 
-class _Questions(NamedTuple):
+@dataclass(slots=True)
+class _Questions:
+    """One question file. A question that cannot be used has None for its text, with the reason in ``reasons``."""
+
     file: Path
     subtype: str | None
-    records: list[Any]
+    ids: pa.Array
+    images: array[int]
+    texts: pa.ChunkedArray
+    reasons: dict[int, str]
 
 
-def read(files: Sequence[Path], images: ImageFolder, ledger: Ledger) -> Iterator[Sample]:
-    """Yield one sample a question that has an answer.
+def read(files: Sequence[Path], pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
+    """Yield one row a question that has an answer.
 
     The answer is ``multiple_choice_answer``, else the one most given in ``answers``, the first given among equals. Each
     question file is joined with the annotation file that answers most of its questions. A raw question, its annotation
@@ -80,13 +96,14 @@ def read(files: Sequence[Path], images: ImageFolder, ledger: Ledger) -> Iterator
     Raises:
         DataError: a file is damaged, or two of its records share an id.
     """
-    question_files: list[Path] = []
-    annotation_files: list[Path] = []
+    questions: list[_Questions] = []
+    answers: list[_Answers] = []
     for file in files:
         head = peek_json(file)
-        (annotation_files if head is not None and head.key == "annotations" else question_files).append(file)
-    answers = [_read_answers(file) for file in annotation_files]
-    questions = [_read_questions(file) for file in question_files]
+        if head is not None and head.key == "annotations":
+            answers.append(_read_answers(file, head))
+        else:
+            questions.append(_read_questions(file))
     pairs = _pairs(questions, answers)
     for candidate in answers:
         if not any(join is candidate for _, join in pairs):
@@ -94,14 +111,13 @@ def read(files: Sequence[Path], images: ImageFolder, ledger: Ledger) -> Iterator
     for group, join in pairs:
         if join is None:
             ledger[VQA].notes.append(
-                f"{group.file}: {len(group.records):,} questions passed over, no annotation file answers them"
+                f"{group.file}: {len(group.ids):,} questions passed over, no annotation file answers them"
             )
             continue
-        yield from _joined(group, join, images, ledger)
-        group.records.clear()
+        yield from _joined(group, join, pictures, ledger)
 
 
-def _joined(questions: _Questions, answers: _Answers, images: ImageFolder, ledger: Ledger) -> Iterator[Sample]:
+def _joined(questions: _Questions, answers: _Answers, pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
     dataset = answers.dataset
     tally = ledger[dataset]
     tally.files += [questions.file, answers.file]
@@ -109,44 +125,38 @@ def _joined(questions: _Questions, answers: _Answers, images: ImageFolder, ledge
     split = split_of(f"{questions.file.stem} {subtype or ''}")
     prefix = f"COCO_{subtype}_" if subtype else ""
     near = questions.file.parent
-    seen: set[int | str] = set()
-    for number, question in enumerate(questions.records):
-        place = f"{questions.file}: questions[{number}]"
-        tally.records += 1
-        if not isinstance(question, _Question) or not isinstance(question.id, (int, str)):
-            tally.rejected["no question or question_id"] += 1
-            continue
-        if question.id in seen:
-            raise DataError(f"{place}: question_id {question.id!r} occurs twice")
-        seen.add(question.id)
-        text = clean_line(question.text)
-        if text is None:
-            tally.rejected["empty question"] += 1
-            continue
-        if question.id not in answers.by_question:
-            tally.rejected["question without annotation"] += 1
-            continue
-        answer, answered_image = answers.by_question[question.id]
-        if answer is None:
-            tally.rejected["annotation without answer"] += 1
-            continue
-        if max(len(text), len(answer)) > MAX_TEXT_CHARACTERS:
-            tally.rejected[TEXT_TOO_LONG] += 1
-            continue
-        tally.with_answer += 1
-        image_id = question.image_id
-        if answered_image is not None and answered_image != image_id:
-            tally.rejected["question and annotation name different pictures"] += 1
-            continue
-        if isinstance(image_id, str) and re.fullmatch("[0-9]{1,12}", image_id):
-            image_id = int(image_id)
-        if not isinstance(image_id, int) or image_id < 0:
-            tally.rejected["image_id is no number"] += 1
-            continue
-        name = f"{prefix}{image_id:012d}.jpg"
-        image = tally.picture(images, name, place, split_folder=subtype, near=near)
-        if image is not None:
-            yield Sample(f"{dataset}/{question.id}", dataset, "short_answer", image, (Turn(text, answer),), split)
+    matches = pc.index_in(questions.ids, value_set=answers.ids).fill_null(-1).to_numpy(zero_copy_only=False)
+    number = -1
+    for chunk in questions.texts.iterchunks():
+        for text, id in zip(chunk.to_pylist(), questions.ids[number + 1 : number + 1 + len(chunk)].to_pylist(), strict=True):
+            number += 1
+            tally.records += 1
+            if text is None:
+                tally.rejected[questions.reasons[number]] += 1
+                continue
+            match = int(matches[number])
+            if match < 0:
+                tally.rejected["question without annotation"] += 1
+                continue
+            answer = answers.texts[answers.answers[match]]
+            if answer is None:
+                tally.rejected["annotation without answer"] += 1
+                continue
+            if max(len(text), len(answer)) > MAX_TEXT_CHARACTERS:
+                tally.rejected[TEXT_TOO_LONG] += 1
+                continue
+            tally.with_answer += 1
+            image, answered_image = questions.images[number], answers.images[match]
+            if answered_image not in (_NO_NUMBER, image):
+                tally.rejected["question and annotation name different pictures"] += 1
+                continue
+            if image == _NO_NUMBER:
+                tally.rejected["image_id is no number"] += 1
+                continue
+            name, place = f"{prefix}{image:012d}.jpg", f"{questions.file}: questions[{number}]"
+            picture = tally.picture(pictures, name, place, split_folder=subtype, near=near)
+            if picture is not None:
+                yield Row(dataset, id, "short_answer", split, picture, ((text, answer),))
 
 
 def _pairs(questions: list[_Questions], answers: list[_Answers]) -> list[tuple[_Questions, _Answers | None]]:
@@ -157,12 +167,10 @@ def _pairs(questions: list[_Questions], answers: list[_Answers]) -> list[tuple[_
     """
     agreements: list[tuple[float, bool, int, int]] = []
     for q, group in enumerate(questions):
-        usable = (record for record in group.records if isinstance(record, _Question))
-        ids = {record.id for record in usable if isinstance(record.id, (int, str))}
         for a, candidate in enumerate(answers):
-            shared = len(ids & candidate.by_question.keys())
+            shared = pc.sum(pc.is_in(group.ids, value_set=candidate.ids)).as_py() or 0
             if shared:
-                agreement = shared / len(ids) + shared / len(candidate.by_question)
+                agreement = shared / len(group.ids) + shared / len(candidate.ids)
                 agreements.append((-agreement, group.file.parent != candidate.file.parent, q, a))
     chosen: dict[int, int] = {}
     for _, _, q, a in sorted(agreements):
@@ -172,30 +180,60 @@ def _pairs(questions: list[_Questions], answers: list[_Answers]) -> list[tuple[_
 
 
 def _read_questions(file: Path) -> _Questions:
-    document = read_json(file, shrink=_shrink_questions)
-    if not isinstance(document, dict) or not isinstance(document.get("questions"), list):
-        raise DataError(f"{file}: expected an object with the list 'questions'")
-    subtype = document.get("data_subtype")
+    check = Ids(file, "questions", "question_id")
+    ids, images, texts = [], array("q"), []
+    reasons: dict[int, str] = {}
+    values: dict[str, Any] = {}
+    for block in read_lists(file, {"questions": _Question}, values):
+        cleaned: list[str | None] = []
+        for number, record in enumerate(block.records, block.start):
+            text = clean_line(record.question)
+            if not check.add(record.question_id, number):
+                text, reasons[number] = None, "no question or question_id"
+            elif text is None:
+                reasons[number] = "empty question"
+            cleaned.append(text)
+            images.append(_image_number(record.image_id))
+        texts.append(pa.array(cleaned, pa.string()))
+        ids.append(_id_array([record.question_id for record in block.records]))
+    check.check()
+    subtype = values.get("data_subtype")
     # It becomes part of a file name, so nothing but a split's name is taken.
     usable = isinstance(subtype, str) and re.fullmatch(r"(?:train|val|test)[0-9]{4}", subtype)
-    return _Questions(file, subtype if usable else None, document["questions"])
+    joined = pa.chunked_array(texts, pa.string())
+    return _Questions(file, subtype if usable else None, pa.concat_arrays(ids or [_id_array([])]), images, joined, reasons)
 
 
-def _read_answers(file: Path) -> _Answers:
-    document = read_json(file, shrink=_shrink_annotations)
-    if not isinstance(document, dict) or not isinstance(document.get("annotations"), list):
-        raise DataError(f"{file}: expected an object with the list 'annotations'")
-    by_question: dict[Any, tuple[str | None, Any]] = {}
-    dataset = VQA
-    for number, record in enumerate(document["annotations"]):
-        if not isinstance(record, _Annotation) or not isinstance(record.id, (int, str)):
-            raise DataError(f"{file}: annotations[{number}]: expected 'question_id', found {record!r:.80}")
-        if record.id in by_question:
-            raise DataError(f"{file}: annotations[{number}]: question_id {record.id!r} occurs twice")
-        by_question[record.id] = (record.answer, record.image_id)
-        if record.has_raw_answers:
-            dataset = OK_VQA
-    return _Answers(file, dataset, by_question)
+def _read_answers(file: Path, head: Head) -> _Answers:
+    check = Ids(file, "annotations", "question_id")
+    ids, images, answers = [], array("q"), array("q")
+    places: dict[str | None, int] = {}
+    given = head.first.get("answers")
+    is_ok_vqa = isinstance(given, list) and any(isinstance(each, dict) and "raw_answer" in each for each in given)
+    for block in read_lists(file, {"annotations": _Annotation}):
+        for number, record in enumerate(block.records, block.start):
+            if not check.add(record.question_id, number):
+                raise DataError(
+                    f"{file}: annotations[{number}]: expected 'question_id', found {record.question_id!r:.80}"
+                )
+            answer = clean_line(record.multiple_choice_answer) or majority(plain(record.answers))
+            answers.append(places.setdefault(answer if answer is None else sys.intern(answer), len(places)))
+            images.append(_NO_NUMBER if record.image_id is None else _image_number(record.image_id))
+        ids.append(_id_array([record.question_id for record in block.records]))
+    check.check()
+    dataset = OK_VQA if is_ok_vqa else VQA
+    return _Answers(file, dataset, pa.concat_arrays(ids or [_id_array([])]), images, answers, list(places))
+
+
+def _id_array(ids: list[Any]) -> pa.Array:
+    """Ids as text, since a file may have numbers and texts; what is no id is null."""
+    return pa.array([str(id) if isinstance(id, (int, str)) else None for id in ids], pa.string())
+
+
+def _image_number(image_id: Any) -> int:
+    if isinstance(image_id, str) and re.fullmatch("[0-9]{1,12}", image_id):
+        return int(image_id)
+    return image_id if type(image_id) is int and 0 <= image_id < 10**12 else _NO_NUMBER
 
 
 def _recognise(head: Head) -> bool:
@@ -206,29 +244,11 @@ def _recognise(head: Head) -> bool:
     return head.key == "annotations" and ("answers" in head.first or "multiple_choice_answer" in head.first)
 
 
-def _shrink_questions(found: dict[str, Any]) -> Any:
-    if "question_id" in found:
-        return _Question(found["question_id"], found.get("image_id"), found.get("question"))
-    return found
-
-
-def _shrink_annotations(found: dict[str, Any]) -> Any:
-    if "question_id" in found:
-        answers = found.get("answers")
-        answers = answers if isinstance(answers, list) else []
-        answer = clean_line(found.get("multiple_choice_answer")) or _majority(answers)
-        raw = any(isinstance(given, _Answer) and given.is_raw for given in answers)
-        return _Annotation(found["question_id"], found.get("image_id"), answer and sys.intern(answer), raw)
-    if "answer" in found:
-        return _Answer(found["answer"], "raw_answer" in found)
-    return found
-
-
-def _majority(answers: list[Any]) -> str | None:
-    """The answer most given; among equals the first (a Counter keeps the order in which it saw them)."""
-    texts = (clean_line(given.text if isinstance(given, _Answer) else given) for given in answers)
-    most = Counter(text for text in texts if text is not None).most_common(1)
-    return most[0][0] if most else None
-
-
-FORMAT = Format("VQA v2 or OK-VQA", 1, "'questions' and 'annotations' that share 'question_id'", _recognise, read)
+FORMAT = Format(
+    "VQA v2 or OK-VQA",
+    (VQA, OK_VQA),
+    1,
+    "'questions' and 'annotations' that share 'question_id'",
+    _recognise,
+    read,
+)
