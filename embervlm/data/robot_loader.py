@@ -1,6 +1,7 @@
-"""From the robot-selection files to robot tasks: reading, merging what says the same, and the split by task text.
+"""From robot files to robot tasks: reading, merging what says the same, the split by task text, and the rewordings.
 
-Two layouts are read, recognised by content. Records are counted from 0. Of a single record::
+Files are recognised by content. The one format of ``robot_format`` holds all that a task can have. Of the public files
+two layouts are read as they are; their records are counted from 0. Of a single record::
 
     {"instruction": "Robots: ...", "input": "Task: Map the reef.", "output": "Drone, Underwater Robot"}
 
@@ -24,25 +25,39 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from embervlm.data.files import list_folder, relative_name
+from embervlm.data.files import list_folder
 from embervlm.data.json_files import Head, peek_json, read_json
+from embervlm.data.robot_fields import (
+    MAX_SUBTASK_CHARACTERS,
+    MAX_SUBTASKS,
+    MAX_TASK_CHARACTERS,
+    checked_picture,
+    checked_reasoning,
+    checked_robot,
+    checked_text,
+    in_fleet_order,
+)
+from embervlm.data.robot_format import SUFFIX, is_robot_lines, read_robot_lines
+from embervlm.data.robot_rewording import DEFAULT_VARIANTS, REWORDED, add_rewordings
 from embervlm.data.sample import DataError, PlanStep, Reasoning, RobotSample, normalise_task, split_by_key
-from embervlm.fleet import Fleet, FleetError
+from embervlm.fleet import Fleet
 
 logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 256 * 1024**2
-MAX_TASK_CHARACTERS = 2_000
-MAX_SUBTASK_CHARACTERS = 500
-MAX_REASON_CHARACTERS = 1_000
-MAX_SUBTASKS = 50
 
-Kind = Literal["single", "multi"]
+#: ``lines`` is the one format; the others are the public files' layouts.
+Kind = Literal["lines", "single", "multi"]
+_KINDS: tuple[Kind, ...] = ("lines", "single", "multi")
+
+DATASET = "robot_tasks"
+STAGE: Literal[3] = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +73,10 @@ class RobotReport:
         samples: robot tasks after merging.
         tasks: distinct task texts among them.
         with_image: robot tasks with a picture.
-        train: robot tasks for training; all of them where nothing was split.
+        train: robot tasks for training, as they are written; all of them where nothing was split.
         validation: robot tasks for validation.
+        records_with_image: records whose picture was found.
+        reworded: rewordings that stand beside the training tasks.
     """
 
     files: tuple[Path, ...]
@@ -72,11 +89,44 @@ class RobotReport:
     with_image: int
     train: int
     validation: int
+    records_with_image: int = 0
+    reworded: int = 0
+
+    @property
+    def rejected(self) -> int:
+        """Records left out; what is wrong with a record otherwise ends the reading."""
+        return self.missing_images
+
+    @property
+    def kept(self) -> int:
+        """Robot tasks for training and validation, without rewordings."""
+        return self.train + self.validation
+
+    def row(self) -> dict[str, str | int]:
+        """The row for a report on data, where ``records`` is the sum of ``rejected``, ``duplicates`` and ``kept``."""
+        return {
+            "stage": STAGE,
+            "dataset": DATASET,
+            "files": len(self.files),
+            "records": self.records,
+            "with_answer": self.records,
+            "with_image": self.records_with_image,
+            "rejected": self.rejected,
+            "duplicates": self.merged,
+            "kept": self.kept,
+            "reworded": self.reworded,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class RobotData:
-    """Robot tasks split by task text, and what was left out or joined on the way to them."""
+    """Robot tasks split by task text, and what was left out or joined on the way to them.
+
+    Attributes:
+        train: each task for training, followed by its rewordings.
+        validation: the tasks for validation, as they are written.
+        report: the counts.
+    """
 
     train: list[RobotSample]
     validation: list[RobotSample]
@@ -91,32 +141,44 @@ class _Record:
     place: str
     kind: Kind
     task: str
-    labelled: tuple[str, ...]  # the robots of `output` or `original_single_robot_output`
-    leader: str | None
+    labelled: tuple[str, ...]  # the robots of `robots`, `output` or `original_single_robot_output`
+    leaders: tuple[str, ...]  # empty where the record does not say who leads
     reasoning: Reasoning | None
     image: Path | None
     subtasks: tuple[PlanStep, ...] = ()
+    family: str | None = None
+    voice: str | None = None
 
 
 @dataclass(slots=True)
 class _Counts:
     files: list[Path] = field(default_factory=list)
     records: int = 0
+    with_image: int = 0
     missing: list[str] = field(default_factory=list)
     merged: int = 0
     conflicts: int = 0
+    places: dict[str, str] = field(default_factory=dict)  # by a task's id: file and record
 
 
 def load_robot_tasks(
-    folder_or_file: str | Path, fleet: Fleet, *, seed: int = 0, validation_share: float = 0.1
+    folder_or_file: str | Path,
+    fleet: Fleet,
+    *,
+    seed: int = 0,
+    validation_share: float = 0.1,
+    variants: int = DEFAULT_VARIANTS,
 ) -> RobotData:
-    """Read the robot tasks and split them by normalised task text, so that no text is on both sides.
+    """Read the robot tasks, split them by normalised task text and add rewordings to those for training.
+
+    No text is on both sides, whatever file it is in, and no rewording says what a validation task says.
 
     Args:
         folder_or_file: a folder with robot files anywhere below it, or one such file.
         fleet: whose names the files must use; case is ignored.
-        seed: of the split.
+        seed: of the split and the rewordings.
         validation_share: share of the distinct task texts; at least one text is held out unless this is 0.
+        variants: how often each training task stands in ``train``: as written and in ``variants - 1`` rewordings.
 
     Raises:
         DataError: see :func:`read_robot_tasks`; or there is only one task text, so that none can be held out.
@@ -128,24 +190,57 @@ def load_robot_tasks(
             f"{folder_or_file}: all {len(samples)} robot records have the same task text; at least two texts are"
             " needed to train on one and validate on another"
         )
-    shared = {_text_key(sample) for sample in train} & {_text_key(sample) for sample in validation}
-    if shared:
-        raise DataError(f"{folder_or_file}: task {min(shared)!r:.80} is in training and in validation")
-    report = _report(samples, counts, len(train), len(validation))
+    held_out = {_text_key(sample) for sample in validation}
+    with_rewordings = add_rewordings(train, held_out, variants=variants, seed=seed)
+    check_no_leak(with_rewordings, validation, counts.places)
+    report = _report(samples, counts, len(train), len(validation), len(with_rewordings) - len(train))
     logger.info(
         "robot tasks: %d records in %d files, %d tasks on %d distinct texts, %d with a picture;"
-        " %d for training, %d for validation (%d records merged, %d tasks with differing labels)",
+        " %d for training and %d rewordings of them, %d for validation"
+        " (%d records merged, %d tasks with differing labels)",
         report.records,
         len(report.files),
         report.samples,
         report.tasks,
         report.with_image,
         report.train,
+        report.reworded,
         report.validation,
         report.merged,
         report.conflicts,
     )
-    return RobotData(list(train), list(validation), report)
+    return RobotData(with_rewordings, list(validation), report)
+
+
+def check_no_leak(
+    train: Sequence[RobotSample], validation: Sequence[RobotSample], places: dict[str, str] | None = None
+) -> None:
+    """Make sure that no validation task's normalised text is among the training tasks, rewordings included.
+
+    Args:
+        train: what is trained on.
+        validation: what is not.
+        places: by id, a task's file and record, for the message; the id itself stands for those that are missing.
+
+    Raises:
+        DataError: names the text and both records.
+    """
+    held_out = {_text_key(sample): sample for sample in validation}
+    for sample in train:
+        found = held_out.get(_text_key(sample))
+        if found is not None:
+            names = [_place(each.id, places or {}) for each in (found, sample)]
+            raise DataError(
+                f"task {found.task!r:.120} is in validation ({names[0]}) and, normalised, in training ({names[1]});"
+                " a validation task must not be trained on"
+            )
+
+
+def _place(sample_id: str, places: dict[str, str]) -> str:
+    written, reworded, number = sample_id.rpartition(REWORDED)
+    if sample_id in places or not reworded:
+        return places.get(sample_id, sample_id)
+    return f"{places.get(written, written)}{reworded}{number}"
 
 
 def read_robot_tasks(path: str | Path, fleet: Fleet) -> list[RobotSample]:
@@ -162,17 +257,18 @@ def read_robot_tasks(path: str | Path, fleet: Fleet) -> list[RobotSample]:
 def _read(path: Path, fleet: Fleet) -> tuple[list[RobotSample], _Counts]:
     counts = _Counts()
     groups: dict[tuple[str, Path | None], list[_Record]] = {}
-    for file, kind in _robot_files(path):
+    found = _robot_files(path)
+    names = Counter(file.name for file, _ in found)
+    for file, kind in found:
         counts.files.append(file)
-        document = read_json(file, max_bytes=MAX_FILE_BYTES)
-        if not isinstance(document, list):
-            raise DataError(f"{file}: expected a list of robot records, found {type(document).__name__}")
-        for number, entry in enumerate(document):
+        # Two files of one name are told apart by their folders.
+        label = file.name if names[file.name] == 1 else file.relative_to(path.resolve()).as_posix()
+        for record in _lines_records(file, label, fleet) if kind == "lines" else _records(file, label, kind, fleet):
             counts.records += 1
-            record = _record(entry, kind, file, number, fleet)
             if record.image is not None and not record.image.is_file():
                 counts.missing.append(str(record.image))
                 continue
+            counts.with_image += record.image is not None
             groups.setdefault((normalise_task(record.task), record.image), []).append(record)
     if counts.missing:
         logger.warning(
@@ -186,32 +282,70 @@ def _read(path: Path, fleet: Fleet) -> tuple[list[RobotSample], _Counts]:
             f"{path}: no usable robot record: {counts.records} records in {len(counts.files)} files,"
             f" {len(counts.missing)} of them name a picture that is not there"
         )
+    for first, *_ in groups.values():
+        if first.id in counts.places:
+            raise DataError(f"{first.place}: id {first.id!r:.80} is that of {counts.places[first.id]} already")
+        counts.places[first.id] = first.place
     return [_merged(records, fleet, counts) for records in groups.values()], counts
 
 
+def _lines_records(file: Path, label: str, fleet: Fleet) -> Iterator[_Record]:
+    for number, sample in read_robot_lines(file, fleet, label):
+        yield _Record(
+            id=sample.id,
+            place=f"{file}: line {number}",
+            kind="lines",
+            task=sample.task,
+            labelled=sample.selected,
+            leaders=sample.leaders,
+            reasoning=sample.reasoning,
+            image=sample.image,
+            subtasks=sample.plan,
+            family=sample.family,
+            voice=sample.voice,
+        )
+
+
+def _records(file: Path, label: str, kind: Kind, fleet: Fleet) -> Iterator[_Record]:
+    document = read_json(file, max_bytes=MAX_FILE_BYTES)
+    if not isinstance(document, list):
+        raise DataError(f"{file}: expected a list of robot records, found {type(document).__name__}")
+    for number, entry in enumerate(document):
+        yield _record(entry, kind, f"{label}[{number}]", file, number, fleet)
+
+
 def _robot_files(path: Path) -> list[tuple[Path, Kind]]:
-    """The robot files, single-robot ones first, as theirs is the wording that is kept."""
+    """The robot files; the wording of the first ones is kept, which of the public files are those of single robots."""
     if not path.exists():
         raise DataError(f"{path}: no such robot data")
-    candidates = list_folder(path).with_suffix(".json") if path.is_dir() else [path]
+    if path.is_dir():
+        listing = list_folder(path)
+        candidates = listing.with_suffix(".json") + listing.with_suffix(SUFFIX)
+    else:
+        candidates = [path]
     found: list[tuple[Path, Kind]] = []
     unknown: list[str] = []
     for file in candidates:
-        kind = _kind(peek_json(file))
+        kind = _kind_of(file)
         if kind is None:
             unknown.append(file.name)
         else:
             found.append((file, kind))
     if not found:
-        if path.is_file():
+        if path.is_file() and path.suffix.lower() != SUFFIX:
             read_json(path, max_bytes=MAX_FILE_BYTES)  # a damaged file is told with the place of the damage
         raise DataError(
             f"{path}: no robot data among {len(candidates)} JSON files; looked for a list of objects with 'input' and"
-            " 'output', or 'input' and 'subtasks'"
+            " 'output', or 'input' and 'subtasks', and for lines with 'task' and 'robots'"
         )
     if unknown:
         logger.info("no robot data, passed over: %s", ", ".join(unknown[:8]))
-    return sorted(found, key=lambda item: (item[1] != "single", item[0]))
+    return sorted(found, key=lambda item: (_KINDS.index(item[1]), item[0]))
+
+
+def _kind_of(file: Path) -> Kind | None:
+    kind = None if file.suffix.lower() == SUFFIX else _kind(peek_json(file))
+    return kind if kind is not None or not is_robot_lines(file) else "lines"
 
 
 def _kind(head: Head | None) -> Kind | None:
@@ -222,53 +356,35 @@ def _kind(head: Head | None) -> Kind | None:
     return "single" if "output" in head.first else None
 
 
-def _record(entry: Any, kind: Kind, file: Path, number: int, fleet: Fleet) -> _Record:
+def _record(entry: Any, kind: Kind, record_id: str, file: Path, number: int, fleet: Fleet) -> _Record:
     place = f"{file}: record {number}"
     if not isinstance(entry, dict):
         raise DataError(f"{place}: expected an object, found {type(entry).__name__}")
-    task = _text(entry.get("input"), f"{place}: 'input'", MAX_TASK_CHARACTERS)
+    task = checked_text(entry.get("input"), f"{place}: 'input'", MAX_TASK_CHARACTERS)
     task = re.sub(r"^task\s*:\s*", "", task, flags=re.IGNORECASE)
     if not normalise_task(task):
         raise DataError(f"{place}: 'input' holds no task, found {entry['input']!r:.60}")
-    leader = None
+    leaders: tuple[str, ...] = ()
     if entry.get("leader") is not None:
-        leader = _robot(entry["leader"], f"{place}: 'leader'", fleet)
+        leaders = (checked_robot(entry["leader"], f"{place}: 'leader'", fleet),)
     subtasks: tuple[PlanStep, ...] = ()
     if kind == "single":
         labelled = _robots(entry.get("output"), f"{place}: 'output'", fleet)
-        if leader is not None and leader not in labelled:
-            raise DataError(f"{place}: 'leader' {leader} is not among the robots of 'output': {', '.join(labelled)}")
+        if not set(leaders) <= set(labelled):
+            raise DataError(
+                f"{place}: 'leader' {leaders[0]} is not among the robots of 'output': {', '.join(labelled)}"
+            )
     else:
         subtasks = _subtasks(entry.get("subtasks"), place, fleet)
         given = entry.get("original_single_robot_output")
         labelled = () if given is None else _robots(given, f"{place}: 'original_single_robot_output'", fleet)
-        if leader is None and not labelled:
+        if not leaders and not labelled:
             raise DataError(f"{place}: expected 'original_single_robot_output' or 'leader', found neither")
     reasoning = None
     if entry.get("reasoning") is not None:
-        leaders = (leader,) if leader is not None else labelled
-        reasoning = _reasoning(entry["reasoning"], leaders, f"{place}: 'reasoning'", fleet)
-    image = None if entry.get("image") is None else _image(entry["image"], file, place)
-    return _Record(f"{file.name}[{number}]", place, kind, task, labelled, leader, reasoning, image, subtasks)
-
-
-def _text(value: Any, place: str, limit: int) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{place} must be text, found {'nothing' if value is None else repr(value)[:60]}")
-    text = " ".join(value.split())
-    if not text or len(text) > limit:
-        raise DataError(f"{place} must have 1 to {limit:,} characters, found {len(text):,}")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise DataError(f"{place} is not valid Unicode text")
-    return text
-
-
-def _robot(value: Any, place: str, fleet: Fleet) -> str:
-    name = _text(value, place, MAX_SUBTASK_CHARACTERS)
-    try:
-        return fleet.names[fleet.index(name)]
-    except FleetError as error:
-        raise DataError(f"{place}: {error}") from None
+        reasoning = checked_reasoning(entry["reasoning"], leaders or labelled, f"{place}: 'reasoning'", fleet)
+    image = None if entry.get("image") is None else checked_picture(entry["image"], file, place)
+    return _Record(record_id, place, kind, task, labelled, leaders, reasoning, image, subtasks)
 
 
 def _robots(value: Any, place: str, fleet: Fleet) -> tuple[str, ...]:
@@ -277,11 +393,7 @@ def _robots(value: Any, place: str, fleet: Fleet) -> tuple[str, ...]:
         value = value.split(",")
     if not isinstance(value, list) or not value:
         raise DataError(f"{place} must be robot names, found {'nothing' if value is None else repr(value)[:60]}")
-    return _in_order({_robot(name, place, fleet) for name in value}, fleet)
-
-
-def _in_order(names: Iterable[str], fleet: Fleet) -> tuple[str, ...]:
-    return tuple(sorted(names, key=fleet.index))
+    return in_fleet_order({checked_robot(name, place, fleet) for name in value}, fleet)
 
 
 def _subtasks(value: Any, place: str, fleet: Fleet) -> tuple[PlanStep, ...]:
@@ -296,67 +408,41 @@ def _subtasks(value: Any, place: str, fleet: Fleet) -> tuple[PlanStep, ...]:
         order = entry.get("execution_order")
         if not isinstance(order, int) or isinstance(order, bool):
             raise DataError(f"{where}: 'execution_order' must be a whole number, found {order!r:.60}")
-        robot = _robot(entry.get("assigned_robot"), f"{where}: 'assigned_robot'", fleet)
-        steps.append(PlanStep(order, robot, _text(entry.get("subtask"), f"{where}: 'subtask'", MAX_SUBTASK_CHARACTERS)))
+        robot = checked_robot(entry.get("assigned_robot"), f"{where}: 'assigned_robot'", fleet)
+        steps.append(
+            PlanStep(order, robot, checked_text(entry.get("subtask"), f"{where}: 'subtask'", MAX_SUBTASK_CHARACTERS))
+        )
     return tuple(steps)
 
 
-def _reasoning(value: Any, leaders: tuple[str, ...], place: str, fleet: Fleet) -> Reasoning:
-    if not isinstance(value, dict):
-        raise DataError(f"{place}: expected an object, found {type(value).__name__}")
-    named = value.get("capabilities")
-    if not isinstance(named, list) or not named:
-        raise DataError(f"{place}: 'capabilities' must be a list of phrases, found {named!r:.60}")
-    known = {phrase.casefold(): phrase for leader in leaders for phrase in fleet[leader].capabilities}
-    capabilities = []
-    for phrase in named:
-        text = _text(phrase, f"{place}: 'capabilities'", MAX_REASON_CHARACTERS)
-        if text.casefold() not in known:
-            raise DataError(
-                f"{place}: capability {text!r:.80} is not among those of {', '.join(leaders)}:"
-                f" {', '.join(known.values())}"
-            )
-        capabilities.append(known[text.casefold()])
-    return Reasoning(
-        requirements=_text(value.get("requirements"), f"{place}: 'requirements'", MAX_REASON_CHARACTERS),
-        environment=_text(value.get("environment"), f"{place}: 'environment'", MAX_REASON_CHARACTERS),
-        capabilities=tuple(capabilities),
-    )
-
-
-def _image(value: Any, file: Path, place: str) -> Path:
-    folder = file.parent.resolve()
-    image = folder / relative_name(value, place)
-    if not image.resolve().is_relative_to(folder):
-        raise DataError(f"{place}: picture {value!r:.120} leads out of {folder} by a link")
-    return image
-
-
 def _merged(records: list[_Record], fleet: Fleet, counts: _Counts) -> RobotSample:
-    """One robot task from all records about the same task text and picture."""
-    led_multi = [record for record in records if record.kind == "multi" and record.leader is not None]
+    """One robot task from all records about the same task text and picture.
+
+    Records of the one format say who goes; then public plans with their leader; then the other records.
+    """
+    whole = [record for record in records if record.kind == "lines"]
+    led_multi = [record for record in records if record.kind == "multi" and record.leaders]
     singles = [record for record in records if record.kind == "single"]
-    selected: set[str] = set()
-    if led_multi:
-        for record in led_multi:
-            selected |= {record.leader or "", *(step.robot for step in record.subtasks)}
+    leaders = {leader for record in whole or records for leader in record.leaders}
+    if led_multi and not whole:
+        selected = {step.robot for record in led_multi for step in record.subtasks} | leaders
     else:
-        for record in singles or records:
-            selected |= set(record.labelled)
-    leaders = {record.leader for record in records if record.leader is not None}
-    selected |= leaders
-    labels = {record.labelled for record in records if record.labelled}
+        selected = {robot for record in whole or singles or records for robot in record.labelled} | leaders
     counts.merged += len(records) - 1
-    counts.conflicts += len(labels) > 1 or len(leaders) > 1
+    counts.conflicts += len({record.labelled for record in records if record.labelled}) > 1 or (
+        len({record.leaders for record in records if record.leaders}) > 1
+    )
     first = records[0]
     return RobotSample(
         id=first.id,
         task=first.task,
-        leaders=_in_order(leaders or selected, fleet),
-        selected=_in_order(selected, fleet),
+        leaders=in_fleet_order(leaders or selected, fleet),
+        selected=in_fleet_order(selected, fleet),
         plan=next((plan for plan in (_plan(record.subtasks, selected) for record in records) if plan), ()),
         reasoning=next((record.reasoning for record in records if record.reasoning is not None), None),
         image=first.image,
+        family=next((record.family for record in records if record.family is not None), None),
+        voice=next((record.voice for record in records if record.voice is not None), None),
     )
 
 
@@ -372,7 +458,7 @@ def _text_key(sample: RobotSample) -> str:
     return normalise_task(sample.task)
 
 
-def _report(samples: list[RobotSample], counts: _Counts, train: int, validation: int) -> RobotReport:
+def _report(samples: list[RobotSample], counts: _Counts, train: int, validation: int, reworded: int) -> RobotReport:
     return RobotReport(
         files=tuple(counts.files),
         records=counts.records,
@@ -384,4 +470,6 @@ def _report(samples: list[RobotSample], counts: _Counts, train: int, validation:
         with_image=sum(sample.image is not None for sample in samples),
         train=train,
         validation=validation,
+        records_with_image=counts.with_image,
+        reworded=reworded,
     )

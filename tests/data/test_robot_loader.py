@@ -67,14 +67,14 @@ def test_the_public_files(shared: Path) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_public_files_split_by_text(shared: Path, seed: int) -> None:
-    data = load_robot_tasks(shared / "robot-selection-dataset", FLEET, seed=seed)
+    data = load_robot_tasks(shared / "robot-selection-dataset", FLEET, seed=seed, variants=1)
     assert (len(data.train), len(data.validation)) == (183, 20)
     texts = [{normalise_task(sample.task) for sample in part} for part in (data.train, data.validation)]
     assert not texts[0] & texts[1]
     report = data.report
     assert [file.name for file in report.files] == ["single_robot_selection.json", "multi_robot_selection_dataset.json"]
     assert (report.records, report.merged, report.conflicts, report.samples, report.tasks) == (416, 213, 0, 203, 203)
-    again = load_robot_tasks(shared / "robot-selection-dataset", FLEET, seed=seed)
+    again = load_robot_tasks(shared / "robot-selection-dataset", FLEET, seed=seed, variants=1)
     assert again == data
 
 
@@ -138,7 +138,7 @@ def test_repeated_tasks_merge_and_differing_labels_are_counted(tmp_path: Path) -
             _single("Task: Walk", "Humanoid"),
         ],
     )
-    data = load_robot_tasks(tmp_path / "x.json", FLEET, validation_share=0.3)
+    data = load_robot_tasks(tmp_path / "x.json", FLEET, validation_share=0.3, variants=1)
     by_id = {sample.id: sample for sample in data.train + data.validation}
     assert {key: sample.leaders for key, sample in by_id.items()} == {
         "x.json[0]": ("Drone", "Humanoid"),
@@ -164,7 +164,7 @@ def test_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
             _single("Task: Sit.", "Drone", image=None),
         ],
     )
-    data = load_robot_tasks(file, FLEET)
+    data = load_robot_tasks(file, FLEET, variants=1)
     folder = (tmp_path / "data/images").resolve()
     assert {(sample.image, sample.leaders) for sample in data.train + data.validation if "Look" in sample.task} == {
         (folder / "a.jpg", ("Drone",)),
@@ -253,7 +253,7 @@ def test_multi_records_refused(tmp_path: Path, record: Any, message: str) -> Non
 def test_no_robot_data(tmp_path: Path, shared: Path) -> None:
     with pytest.raises(DataError, match=r"x: no such robot data$"):
         read_robot_tasks(tmp_path / "x", FLEET)
-    with pytest.raises(DataError, match=r"no robot data among 21 JSON files; looked for a list"):
+    with pytest.raises(DataError, match=r"no robot data among 24 JSON files; looked for a list"):
         read_robot_tasks(shared / "fixtures", FLEET)
     broken = tmp_path / "broken.json"
     broken.write_text('[{"input": "a",')
@@ -268,5 +268,5 @@ def test_one_text_cannot_be_split(tmp_path: Path) -> None:
     _json(tmp_path / "a.json", [_single("Task: a", "Drone"), _single("Task: A.", "Drone")])
     with pytest.raises(DataError, match="all 1 robot records have the same task text; at least two texts are needed"):
         load_robot_tasks(tmp_path, FLEET)
-    data = load_robot_tasks(tmp_path, FLEET, validation_share=0)
+    data = load_robot_tasks(tmp_path, FLEET, validation_share=0, variants=1)
     assert (len(data.train), data.validation) == (1, [])
