@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from embervlm.data.robot_rewording import DEFAULT_VARIANTS, MAX_VARIANTS
 from embervlm.fleet import Fleet, FleetError
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -38,6 +39,7 @@ class RunSettings:
     stage1_epochs: float = 3.0
     stage2_epochs: float = 3.0
     stage3_robot_epochs: float = 30.0
+    robot_variants: int = DEFAULT_VARIANTS
     preset: str = "ember"
     init_from: Path | None = None
     resume: str | None = None
@@ -113,6 +115,8 @@ class RunSettings:
             problems.append(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
         if self.num_workers < 0:
             problems.append(f"--num_workers {self.num_workers}: expected 0 or more")
+        if not 1 <= self.robot_variants <= MAX_VARIANTS:
+            problems.append(f"--robot_variants {self.robot_variants}: expected 1 to {MAX_VARIANTS}")
         return problems
 
     def _wrong_data(self) -> list[str]:
@@ -169,6 +173,14 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--stage1_data", type=Path, metavar="DIR", help="captions and questions with answers")
     data.add_argument("--stage2_data", type=Path, metavar="DIR", help="conversations")
     data.add_argument("--robot_data", type=Path, metavar="DIR", help="robot tasks")
+    data.add_argument(
+        "--robot_variants",
+        type=int,
+        default=DEFAULT_VARIANTS,
+        metavar="N",
+        help="wordings of each training task in a pass over the robot tasks: as written and N - 1 others, which makes"
+        f" the pass N times as long (default {DEFAULT_VARIANTS}; 1: as written only)",
+    )
 
     schedule = parser.add_argument_group("schedule")
     schedule.add_argument("--batch_size", type=int, default=32, help="samples of each process")

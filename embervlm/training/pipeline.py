@@ -95,7 +95,7 @@ def run(settings: RunSettings) -> Path:
 
 def _load_data(settings: RunSettings, fleet: Fleet, stage: int) -> StageData:
     if stage == 3:
-        robots = load_robot_tasks(settings.data(3), fleet, seed=settings.seed)
+        robots = load_robot_tasks(settings.data(3), fleet, seed=settings.seed, variants=settings.robot_variants)
         return StageData(robots.train, robots.validation)
     # A conversation's pictures may stand with those of stage 1, as COCO's do.
     roots = [settings.stage1_data] if stage == 2 and settings.stage1_data is not None else []
