@@ -1,14 +1,16 @@
 """Samples to batches: the last step of the data's way, where prompts are encoded, pictures decoded and rows padded.
 
 What a sample looks like in an epoch depends on the seed, the epoch and its place alone, so that a run can be repeated
-and resumed whatever the number of workers.
+and resumed whatever the number of workers. One that cannot be read is replaced by another, and the batch says so.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,10 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embervlm.data.images import decode_image
-from embervlm.data.sample import RobotSample, Sample, image_key
+from embervlm.data.images import ImageError, decode_image
+from embervlm.data.order import text_lengths
+from embervlm.data.quarantine import Failure, replacements
+from embervlm.data.sample import DataError, Picture, RobotSample, Sample, image_key
 from embervlm.fleet import Fleet
 from embervlm.prompts import (
     CAPTION_QUESTION,
@@ -45,6 +49,9 @@ TEXT_SHARE = 0.25
 REASONING_SHARE = 0.6
 PICTURE_DROPOUT = 0.05
 
+#: The batch's entry that is not the model's: what could not be read, for the trainer to take out and count.
+FAILURES = "failures"
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -58,6 +65,8 @@ class Example:
         task_index: the task's last place; None in stages 1 and 2.
         task_words: tokens of what the task requires, each once; empty where the data do not say.
         leader, members: one number a robot of the fleet, as the model's ``leader_labels`` and ``member_labels``.
+        failures: the draws that could not be read before this one could; if not even the last of them was replaced,
+            this is no sample, and must not be trained on.
     """
 
     encoded: Encoded
@@ -68,6 +77,7 @@ class Example:
     selection_index: int | None = None
     leader: tuple[float, ...] = ()
     members: tuple[float, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
 
 def conversation_pieces(sample: Sample) -> list[Piece]:
@@ -97,6 +107,8 @@ def robot_task_pieces(sample: RobotSample, *, with_reasoning: bool, with_image: 
 
 
 class _SampleDataset(Dataset[Example]):
+    samples: Sequence[Sample] | Sequence[RobotSample]
+
     def __init__(self, processor: Any, *, augment: bool, seed: int) -> None:
         self.tokenizer, self.image_processor = processor.tokenizer, processor.image_processor
         self.image_tokens: int = processor.image_tokens
@@ -107,8 +119,41 @@ class _SampleDataset(Dataset[Example]):
         """Say which epoch is running; the Trainer calls it."""
         self.epoch = epoch
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Example:
+        """The sample at ``index``, or the one that takes its place where it cannot be read."""
+        try:
+            return self._example(index)
+        except (ImageError, DataError) as error:
+            failures = [self._failure(index, error)]
+        for other in replacements(index, len(self), seed=self.seed, epoch=self._epoch):
+            try:
+                return replace(self._example(other), failures=tuple(failures))
+            except (ImageError, DataError) as error:
+                failures.append(self._failure(other, error))
+        failures[-1] = replace(failures[-1], replaced=False)
+        return Example(Encoded([END_OF_TEXT_ID], [IGNORED]), None, failures=tuple(failures))
+
+    def _example(self, index: int) -> Example:
+        raise NotImplementedError
+
+    def _failure(self, index: int, error: ImageError | DataError) -> Failure:
+        try:
+            sample = self.samples[index]
+            name, picture = sample.id, None if sample.image is None else str(sample.image)
+        except DataError:
+            name, picture = f"#{index}", None
+        reason = " ".join(str(error).split()).removeprefix(f"{picture}: ")
+        return Failure(name, "train" if self.augment else "validation", picture, reason, self._epoch)
+
+    @property
+    def _epoch(self) -> int:
+        return self.epoch if self.augment else 0
+
     def _random(self, index: int) -> random.Random:
-        return random.Random(f"{self.seed}/{self.epoch if self.augment else 0}/{index}")
+        return random.Random(f"{self.seed}/{self._epoch}/{index}")
 
     def _encode(self, pieces: list[Piece]) -> Encoded:
         return encode(pieces, self.tokenizer, self.image_tokens)
@@ -116,8 +161,8 @@ class _SampleDataset(Dataset[Example]):
     def _words(self, text: str) -> tuple[int, ...]:
         return tuple(dict.fromkeys(encode_text(self.tokenizer, f" {text}"))) if text else ()
 
-    def _pixels(self, path: Any, rng: random.Random) -> NDArray[np.float32]:
-        image = decode_image(path)
+    def _pixels(self, source: Any, rng: random.Random) -> NDArray[np.float32]:
+        image = decode_image(source)
         pixels: NDArray[np.float32] = self.image_processor.pixels(vary(image, rng) if self.augment else image)
         return pixels
 
@@ -134,30 +179,54 @@ class ConversationDataset(_SampleDataset):
 
     def __init__(self, samples: Sequence[Sample], processor: Any, *, augment: bool, seed: int) -> None:
         super().__init__(processor, augment=augment, seed=seed)
-        self.samples = samples
-        # A question's picture often has captions too, in this or another data set.
-        self._captions: dict[str, list[str]] = {}
-        for sample in samples:
-            if sample.style == "caption" and sample.image is not None:
-                self._captions.setdefault(image_key(sample.image), []).extend(turn.answer for turn in sample.turns)
+        self.samples: Sequence[Sample] = samples
+        # A question's picture often has captions too, in this or another data set. Indexed samples know them; a
+        # sequence of objects is small enough to be asked for them here.
+        self._captions: Callable[[int], Sequence[str]] = getattr(samples, "captions", None) or _Captions(samples)
 
-    def __len__(self) -> int:
-        return len(self.samples)
+    @cached_property
+    def lengths(self) -> NDArray[np.int32]:
+        """(samples,): bytes of each sample's text, to group the batches by."""
+        known: NDArray[np.int32] | None = getattr(self.samples, "lengths", None)
+        return text_lengths(self.samples) if known is None else known
 
     def encoded(self, index: int) -> Encoded:
         """The sample's token ids and labels, cut to the model's positions, without opening its picture."""
         encoded = self._encode(conversation_pieces(self.samples[index]))
         return Encoded(encoded.input_ids[: self.max_length], encoded.labels[: self.max_length])
 
-    def __getitem__(self, index: int) -> Example:
+    def _example(self, index: int) -> Example:
         sample, rng = self.samples[index], self._random(index)
         pixels = None if sample.image is None else self._pixels(sample.image, rng)
-        captions = self._captions.get(image_key(sample.image), ()) if sample.image is not None else ()
+        captions = self._captions(index) if sample.image is not None else ()
         return Example(self.encoded(index), pixels, self._words(rng.choice(captions) if captions else ""))
+
+
+class _Captions:
+    """The captions of a sample's picture, found by going through all samples once."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+        self._of_picture: dict[str, list[str]] = {}
+        for sample in samples:
+            if sample.style == "caption" and sample.image is not None:
+                key = self._key(sample.image)
+                self._of_picture.setdefault(key, []).extend(turn.answer for turn in sample.turns)
+
+    def __call__(self, index: int) -> Sequence[str]:
+        image = self.samples[index].image
+        return self._of_picture.get(self._key(image), ()) if image is not None else ()
+
+    @staticmethod
+    def _key(image: Picture) -> str:
+        return image_key(image.name) if isinstance(image, Path) else str(image)
 
 
 class RobotTaskDataset(_SampleDataset):
     """The tasks of stage 3.
+
+    They are not grouped by length: all are short, and those of one wording, which differ in their picture alone, would
+    come into the same batch.
 
     Args:
         samples: what to train or validate on.
@@ -171,17 +240,15 @@ class RobotTaskDataset(_SampleDataset):
         self, samples: Sequence[RobotSample], processor: Any, fleet: Fleet, *, augment: bool, seed: int
     ) -> None:
         super().__init__(processor, augment=augment, seed=seed)
-        self.samples, self.fleet = samples, fleet
-
-    def __len__(self) -> int:
-        return len(self.samples)
+        self.samples: Sequence[RobotSample] = samples
+        self.fleet = fleet
 
     def encoded(self, index: int) -> Encoded:
         """The task's token ids and labels with all that is written about it, without opening its picture."""
         sample = self.samples[index]
         return self._encode(robot_task_pieces(sample, with_reasoning=True, with_image=True, leader=sample.leaders[0]))
 
-    def __getitem__(self, index: int) -> Example:
+    def _example(self, index: int) -> Example:
         sample, rng = self.samples[index], self._random(index)
         with_text = not self.augment or rng.random() < TEXT_SHARE
         with_reasoning = self.augment and with_text and rng.random() < REASONING_SHARE
@@ -238,13 +305,18 @@ class Collator:
     def __init__(self, tokenizer: Any, fleet: Fleet | None = None) -> None:
         self.fleet_text = encode_fleet_text(fleet, tokenizer) if fleet is not None else {}
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """The batch, by the names of the model's arguments."""
-        batch = {
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """The batch, by the names of the model's arguments; ``FAILURES`` too, a list, where there are any."""
+        batch: dict[str, Any] = {
             # First, since the Trainer takes the batch size from the first entry.
             "input_ids": _pad([example.encoded.input_ids for example in examples], END_OF_TEXT_ID),
             "labels": _pad([example.encoded.labels for example in examples], IGNORED),
         }
+        failures = [failure for example in examples for failure in example.failures]
+        if failures:
+            batch[FAILURES] = failures
+        if not all(failure.replaced for failure in failures):
+            return batch  # which nothing is trained on: the trainer ends the run
         pixels = [example.pixels for example in examples if example.pixels is not None]
         if pixels:
             batch["pixel_values"] = torch.from_numpy(np.stack(pixels))

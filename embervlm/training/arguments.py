@@ -50,6 +50,7 @@ class RunSettings:
     vision_weights: str | None = None
     fleet: Path | None = None
     num_workers: int = 2
+    max_bad_share: float = 0.05
 
     def epochs(self, stage: int) -> float:
         """Passes over the data of ``stage``."""
@@ -117,6 +118,8 @@ class RunSettings:
             problems.append(f"--num_workers {self.num_workers}: expected 0 or more")
         if not 1 <= self.robot_variants <= MAX_VARIANTS:
             problems.append(f"--robot_variants {self.robot_variants}: expected 1 to {MAX_VARIANTS}")
+        if not 0 <= self.max_bad_share <= 1:
+            problems.append(f"--max_bad_share {self.max_bad_share}: expected 0 to 1")
         return problems
 
     def _wrong_data(self) -> list[str]:
@@ -180,6 +183,13 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="wordings of each training task in a pass over the robot tasks: as written and N - 1 others, which makes"
         f" the pass N times as long (default {DEFAULT_VARIANTS}; 1: as written only)",
+    )
+    data.add_argument(
+        "--max_bad_share",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="stop when more of a stage's samples than this cannot be read; up to there others take their place",
     )
 
     schedule = parser.add_argument_group("schedule")

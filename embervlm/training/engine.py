@@ -7,6 +7,8 @@ import math
 import os
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +17,10 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from embervlm.data.collate import Collator
+from embervlm.data.collate import FAILURES, Collator
+from embervlm.data.order import EpochSampler
+from embervlm.data.quarantine import QUARANTINE_FILE, Quarantine
+from embervlm.data.sample import DataError, Split
 from embervlm.fleet import Fleet
 from embervlm.preflight import check_embeddings, check_image_tokens, check_prompt_version
 from embervlm.training.arguments import RunSettings
@@ -38,6 +43,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         train_dataset, eval_dataset: of :mod:`embervlm.data.collate`.
         processing_class: the model's processor.
         fleet: the fleet in use, for stage 3.
+        max_bad_share: the share of training samples that may turn out to be unreadable.
 
     Raises:
         TokenizerError, PreflightError: the model does not fit the processor; both sizes, every special token with its
@@ -56,6 +62,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         *,
         processing_class: Any,
         fleet: Fleet | None = None,
+        max_bad_share: float = RunSettings.max_bad_share,
     ) -> None:
         check_embeddings(model, processing_class.tokenizer)
         check_image_tokens(model, processing_class)
@@ -76,6 +83,10 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         self._running: dict[str, Tensor] = {}
         self._batches = 0
+        self._order: EpochSampler | None = None
+        named = Path(args.output_dir) / QUARANTINE_FILE
+        # A validation picture is replaced too, so that every process has its batch, but does not stop a run.
+        self._quarantine = {"train": Quarantine(named, max_bad_share), "validation": Quarantine(named, 1.0)}
 
     @classmethod
     def frozen_parts(cls, model: Any) -> tuple[str, ...]:
@@ -92,12 +103,67 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
         """The model's own loss. In training its parts are kept for the log."""
+        self._count(inputs, "train" if model.training else "validation")
         outputs = model(**inputs)
         loss = outputs["loss"]
         if model.training:
             loss = loss + self._touch_unused(model, inputs)
             self._keep(outputs, inputs)
         return (loss, outputs) if return_outputs else loss
+
+    def report_replaced(self) -> int:
+        """Say at the end of a stage, over all processes, how many samples were replaced. All processes call it.
+
+        Returns:
+            how many draws of training samples were replaced since this process started.
+
+        Raises:
+            DataError: more than the allowed share.
+        """
+        counts = [[split.failed, split.drawn] for split in self._quarantine.values()]
+        summed: Tensor = self.accelerator.reduce(torch.tensor(counts, device=self.args.device), "sum")
+        (failed, drawn), (failed_in_validation, drawn_in_validation) = summed.tolist()
+        path = self._quarantine["train"].path
+        logger.info(
+            "Stage %d: %s of %s training samples drawn and %s of %s for validation could not be read%s",
+            self.number,
+            *(f"{number:,}" for number in (failed, drawn, failed_in_validation, drawn_in_validation)),
+            f" and were replaced; they are named in {path}" if failed or failed_in_validation else "",
+        )
+        with self._naming_the_stage():
+            self._quarantine["train"].check(drawn, failed)
+        return int(failed)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        lengths = getattr(dataset, "lengths", None)
+        self._order = EpochSampler(
+            len(dataset) if lengths is None else lengths,
+            seed=self.args.data_seed,
+            group=self._train_batch_size * self.args.world_size,
+        )
+        return self._order
+
+    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
+        # Accelerate tells either the order or the data set, and on several processes neither after a resume in
+        # mid-epoch.
+        if self._order is not None:
+            self._order.set_epoch(epoch)
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.train_dataset.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, **kwargs)
+
+    def _count(self, inputs: dict[str, Any], split: Split) -> None:
+        """Take what could not be read out of a batch, before the model sees it, and count it."""
+        with self._naming_the_stage():
+            self._quarantine[split].count(len(inputs["input_ids"]), inputs.pop(FAILURES, ()))
+
+    @contextmanager
+    def _naming_the_stage(self) -> Iterator[None]:
+        try:
+            yield
+        except DataError as error:
+            raise DataError(f"stage {self.number}: {error}") from None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the loss's parts since the last line; the device is waited for here alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from embervlm.data.collate import ConversationDataset, RobotTaskDataset
 from embervlm.data.loaders import load_base
+from embervlm.data.quarantine import QUARANTINE_FILE, read_quarantine
 from embervlm.data.robot_loader import load_robot_tasks
 from embervlm.data.sample import RobotSample, Sample
 from embervlm.fleet import Fleet
@@ -47,8 +49,8 @@ STAGE_FILE = "stage.json"
 class StageData:
     """The samples of one stage."""
 
-    train: list[Sample] | list[RobotSample]
-    validation: list[Sample] | list[RobotSample]
+    train: Sequence[Sample] | Sequence[RobotSample]
+    validation: Sequence[Sample] | Sequence[RobotSample]
 
 
 @dataclass
@@ -148,7 +150,13 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
     train, validation = _datasets(run, stage, processor)
     _check_samples(run, stage, train, model)
     trainer = trainer_class(
-        model, arguments, train, validation, processing_class=processor, fleet=run.fleet if stage == 3 else None
+        model,
+        arguments,
+        train,
+        validation,
+        processing_class=processor,
+        fleet=run.fleet if stage == 3 else None,
+        max_bad_share=settings.max_bad_share,
     )
     if is_main:
         _say_what_trains(trainer, model, train, validation)
@@ -161,6 +169,7 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
     }
     if len(validation):
         metrics["validation_loss"] = trainer.evaluate()["eval_loss"]
+    metrics["replaced_samples"] = trainer.report_replaced()
     run.metrics[f"stage{stage}"] = metrics
     if is_main:
         summary = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in metrics.items())
@@ -174,12 +183,12 @@ def _datasets(run: Run, stage: int, processor: Any) -> tuple[Any, Any]:
     data, seed = run.data[stage], run.settings.seed
     if stage == 3:
         return (
-            RobotTaskDataset(data.train, processor, run.fleet, augment=True, seed=seed),  # type: ignore[arg-type]
-            RobotTaskDataset(data.validation, processor, run.fleet, augment=False, seed=seed),  # type: ignore[arg-type]
+            RobotTaskDataset(data.train, processor, run.fleet, augment=True, seed=seed),
+            RobotTaskDataset(data.validation, processor, run.fleet, augment=False, seed=seed),
         )
     return (
-        ConversationDataset(data.train, processor, augment=True, seed=seed),  # type: ignore[arg-type]
-        ConversationDataset(data.validation, processor, augment=False, seed=seed),  # type: ignore[arg-type]
+        ConversationDataset(data.train, processor, augment=True, seed=seed),
+        ConversationDataset(data.validation, processor, augment=False, seed=seed),
     )
 
 
@@ -223,7 +232,7 @@ def _stage_of(checkpoint: Path) -> int:
 
 
 def _finish(run: Run, folder: Path, arguments: TrainingArguments) -> Path:
-    """Calibrate the selection on the validation tasks, measure it, and write ``final``."""
+    """Calibrate the selection on the validation tasks that could be read, measure it, and write ``final``."""
     from embervlm.evaluation.calibration import calibrate
     from embervlm.evaluation.card import model_card
     from embervlm.selection import CALIBRATION_FILE, RobotSelector
@@ -231,7 +240,8 @@ def _finish(run: Run, folder: Path, arguments: TrainingArguments) -> Path:
     final = run.settings.result
     if arguments.distributed_state.is_main_process and not (run.settings.resume and is_complete(final)):
         selector = RobotSelector.from_pretrained(folder)
-        validation: Any = run.data[3].validation
+        unreadable = {entry["sample"] for entry in read_quarantine(run.settings.stage_dir(3) / QUARANTINE_FILE)}
+        validation: Any = [sample for sample in run.data[3].validation if sample.id not in unreadable]
         calibration, measured = calibrate(selector, validation)
         run.metrics["validation"] = measured
         files = {

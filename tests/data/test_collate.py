@@ -1,13 +1,17 @@
-"""Long samples: a conversation is cut to the positions, a robot task is not, so that its check can refuse it."""
+"""Samples to examples: what is cut and what is not, and which captions go with a picture."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import pytest
+from PIL import Image
 
 from embervlm.data.collate import ConversationDataset, RobotTaskDataset
 from embervlm.data.sample import RobotSample, Sample, Turn
 from embervlm.fleet import Fleet
-from embervlm.tokens import CONTROL_IDS, ROBOT_SELECTION
+from embervlm.tokens import CONTROL_IDS, ROBOT_SELECTION, encode_text
 
 
 def test_a_conversation_is_cut_and_a_robot_task_keeps_its_selection(tiny_selector: Any) -> None:
@@ -23,3 +27,46 @@ def test_a_conversation_is_cut_and_a_robot_task_keeps_its_selection(tiny_selecto
     example = whole[0]
     assert example.selection_index is not None
     assert example.encoded.input_ids[example.selection_index] == CONTROL_IDS[ROBOT_SELECTION]
+
+
+def _words(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(encode_text(tokenizer, f" {text}")))
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    """A picture with two captions and a question that names it as another year does; one picture without captions."""
+    pictures = [tmp_path / name for name in ("000000000042.jpg", "COCO_train2014_000000000042.jpg", "other.jpg")]
+    for picture in pictures:
+        Image.new("RGB", (8, 8)).save(picture)
+    return [
+        Sample("c/1", "captions", "caption", pictures[0], (Turn("", "A cat."),)),
+        Sample("c/2", "captions", "caption", pictures[0], (Turn("", "One pet."),)),
+        Sample("q/1", "questions", "short_answer", pictures[1], (Turn("Who?", "a cat"),)),
+        Sample("q/2", "questions", "short_answer", pictures[2], (Turn("Who?", "nobody"),)),
+        Sample("t/1", "texts", "chat", None, (Turn("Who?", "Nobody."),)),
+    ]
+
+
+def test_a_picture_s_captions_go_with_its_questions(samples: list[Sample], tiny_selector: Any) -> None:
+    dataset = ConversationDataset(samples, tiny_selector.processor, augment=True, seed=0)
+    captions = {_words(tiny_selector.tokenizer, text) for text in ("A cat.", "One pet.")}
+    seen: list[set[tuple[int, ...]]] = [set() for _ in samples]
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        for place in range(len(samples)):
+            seen[place].add(dataset[place].image_words)
+    assert seen == [captions, captions, captions, {()}, {()}]
+
+
+def test_indexed_samples_are_asked_for_captions_and_not_gone_through(samples: list[Sample], tiny_selector: Any) -> None:
+    class Indexed(list[Sample]):
+        def __iter__(self) -> Any:
+            raise AssertionError("an index is not gone through")
+
+        def captions(self, index: int) -> list[str]:
+            return [f"Caption of {index}."]
+
+    dataset = ConversationDataset(Indexed(samples), tiny_selector.processor, augment=True, seed=0)
+    words = [dataset[place].image_words for place in range(len(samples))]
+    assert words == [*(_words(tiny_selector.tokenizer, f"Caption of {n}.") for n in range(4)), ()]
