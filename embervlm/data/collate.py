@@ -192,14 +192,31 @@ class ConversationDataset(_SampleDataset):
 
     def encoded(self, index: int) -> Encoded:
         """The sample's token ids and labels, cut to the model's positions, without opening its picture."""
-        encoded = self._encode(conversation_pieces(self.samples[index]))
+        return self._cut(self.samples[index])
+
+    def example(self, sample: Sample, picture: Any, captions: Sequence[str], rng: random.Random) -> Example:
+        """A sample ready for a batch, wherever it comes from.
+
+        Args:
+            sample: what is said.
+            picture: its picture's place or bytes, as ``images`` takes them; None without one.
+            captions: all that are known of the picture.
+            rng: what varies it.
+
+        Raises:
+            ImageError: the picture cannot be read.
+        """
+        pixels = None if picture is None else self._pixels(picture, rng)
+        return Example(self._cut(sample), pixels, self._words(rng.choice(captions) if captions else ""))
+
+    def _cut(self, sample: Sample) -> Encoded:
+        encoded = self._encode(conversation_pieces(sample))
         return Encoded(encoded.input_ids[: self.max_length], encoded.labels[: self.max_length])
 
     def _example(self, index: int) -> Example:
-        sample, rng = self.samples[index], self._random(index)
-        pixels = None if sample.image is None else self._pixels(sample.image, rng)
+        sample = self.samples[index]
         captions = self._captions(index) if sample.image is not None else ()
-        return Example(self.encoded(index), pixels, self._words(rng.choice(captions) if captions else ""))
+        return self.example(sample, sample.image, captions, self._random(index))
 
 
 class _Captions:
