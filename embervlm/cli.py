@@ -178,9 +178,29 @@ def _data_flags(parser: argparse.ArgumentParser) -> None:
     sample.add_argument("--scenes", type=int, default=1600, metavar="N", help="pictures for training")
     sample.add_argument("--seed", type=int, default=0, metavar="S", help="of the scenes and tasks")
     sample.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    robots = commands.add_parser("robots", help="write robot tasks in the one format, JSON lines")
+    robots.add_argument("--in", required=True, type=Path, dest="source", metavar="PATH", help="a file or folder of them")
+    robots.add_argument("--out", required=True, type=Path, metavar="FILE", help="a new file, above the tasks' pictures")
+    robots.add_argument("--fleet", type=Path, metavar="FILE", help="whose names they use; the default five without it")
+    robots.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+
+
+def _convert_robots(arguments: argparse.Namespace) -> int:
+    from embervlm.data.robot_format import write_robot_lines
+    from embervlm.data.robot_loader import read_robot_tasks
+    from embervlm.fleet import Fleet
+
+    if arguments.out.exists():
+        raise ValueError(f"{arguments.out}: is there already; expected the name of a new file")
+    fleet = Fleet.from_yaml(arguments.fleet) if arguments.fleet is not None else Fleet.default()
+    count = write_robot_lines(arguments.out, read_robot_tasks(arguments.source, fleet))
+    print(f"{count} robot tasks written to {arguments.out}")
+    return 0
 
 
 def _data(arguments: argparse.Namespace) -> int:
+    if arguments.data_command == "robots":
+        return _convert_robots(arguments)
     if arguments.scenes < 1 or arguments.seed < 0:
         raise UsageError("--scenes must be 1 or more and --seed 0 or more")
     from embervlm.data.sample_data.write import write_sample_data
