@@ -179,7 +179,7 @@ def _data_flags(parser: argparse.ArgumentParser) -> None:
     sample.add_argument("--seed", type=int, default=0, metavar="S", help="of the scenes and tasks")
     sample.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     robots = commands.add_parser("robots", help="write robot tasks in the one format, JSON lines")
-    robots.add_argument("--in", required=True, type=Path, dest="source", metavar="PATH", help="a file or folder of them")
+    robots.add_argument("--in", required=True, type=Path, dest="source", metavar="PATH", help="robot files to read")
     robots.add_argument("--out", required=True, type=Path, metavar="FILE", help="a new file, above the tasks' pictures")
     robots.add_argument("--fleet", type=Path, metavar="FILE", help="whose names they use; the default five without it")
     robots.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
