@@ -2,7 +2,7 @@
 
 A rewording is a function of seed and text alone. It changes the manner (courteous, as an order, radio-terse), swaps a
 few synonyms, moves a clause, writes contractions out; it never touches negations, numbers, names or words of place,
-which is checked for each. With seed 0, the first four of ``Survey coastal cliffs for signs of erosion after a storm.``::
+which is checked for each. With seed 0, ``Survey coastal cliffs for signs of erosion after a storm.`` gives first::
 
     After a storm, survey coastal cliffs for any signs of erosion.
     I would like you to survey coastal cliffs for signs of erosion after a storm.
@@ -475,7 +475,7 @@ def _kept(text: str) -> Counter[str]:
     for match in re.finditer(r"\w[\w'’-]*", text):
         word = match.group()
         before = text[: match.start()].rstrip(" \"'“(")
-        starts = not before or before[-1] in ".!?:"
+        starts = not before or (before[-1] in ".!?:" and not _ABBREVIATIONS.search(before))
         is_number = any(character.isdigit() for character in word)
         is_name = word != "I" and (sum(map(str.isupper, word)) > 1 or (word[0].isupper() and not starts))
         if word.lower() in _KEPT:
