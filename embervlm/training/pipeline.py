@@ -240,8 +240,14 @@ def _finish(run: Run, folder: Path, arguments: TrainingArguments) -> Path:
     final = run.settings.result
     if arguments.distributed_state.is_main_process and not (run.settings.resume and is_complete(final)):
         selector = RobotSelector.from_pretrained(folder)
-        unreadable = {entry["sample"] for entry in read_quarantine(run.settings.stage_dir(3) / QUARANTINE_FILE)}
-        validation: Any = [sample for sample in run.data[3].validation if sample.id not in unreadable]
+        named = {entry["sample"] for entry in read_quarantine(run.settings.stage_dir(3) / QUARANTINE_FILE)}
+        _, dataset = _datasets(run, 3, selector.processor)
+        # What was named may have been repaired before a resume.
+        validation: Any = [
+            sample
+            for place, sample in enumerate(dataset.samples)
+            if sample.id not in named or not dataset[place].failures
+        ]
         calibration, measured = calibrate(selector, validation)
         run.metrics["validation"] = measured
         files = {

@@ -239,3 +239,25 @@ def test_the_command_ends_with_one_line_where_too_many_are_damaged(tmp_path: Pat
         "Cure: repair or remove them, then --resume auto; or allow more by --max_bad_share"
     )
     assert not (output / "stage1" / "final").exists()
+
+
+def test_damaged_validation_pictures_are_left_out_of_the_calibration(tmp_path: Path, tiny_folder: Path) -> None:
+    write_pictures(tmp_path / "robots", 60, set(range(0, 60, 3)))
+    records = [
+        {"instruction": "Robots: ...", "input": f"Task: Look at thing {n}.", "output": "Drone", "image": f"{n:012}.jpg"}
+        for n in range(60)
+    ]
+    (tmp_path / "robots" / "single.json").write_text(json.dumps(records))
+    output = tmp_path / "outputs"
+    flags = ["--output_dir", str(output), "--stage", "3", "--robot_data", str(tmp_path / "robots"), "--max_steps", "1"]
+    flags += ["--init_from", str(tiny_folder), "--batch_size", "8", "--num_workers", "0", "--max_bad_share", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "embervlm.cli", "train", *flags], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((output / "final" / "metrics.json").read_text())
+    held_out = metrics["stage3"]["validation_samples"]
+    named = read_quarantine(output / "stage3" / "quarantine.jsonl")
+    damaged = {entry["sample"] for entry in named if entry["split"] == "validation"}
+    assert 0 < len(damaged) < held_out
+    assert metrics["validation"]["tasks"] == held_out - len(damaged)
