@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from embervlm.data.robot_rewording import DEFAULT_VARIANTS, MAX_VARIANTS
+from embervlm.data.sample import DataError
+from embervlm.data.shards import find, names_shards
 from embervlm.fleet import Fleet, FleetError
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -128,6 +130,11 @@ class RunSettings:
             path = getattr(self, flag)
             if stage in self.stages and path is None:
                 problems.append(f"stage {stage} needs --{flag}")
+            elif stage == 1 and stage in self.stages and names_shards(path):
+                try:
+                    find(path)
+                except DataError as error:
+                    problems.append(f"--stage1_data {error}")
             elif stage in self.stages and not path.exists():
                 problems.append(f"--{flag} {path}: no such folder")
         return problems
@@ -173,7 +180,12 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--fleet", type=Path, metavar="FILE", help="fleet file; the default five robots without it")
 
     data = parser.add_argument_group("data")
-    data.add_argument("--stage1_data", type=Path, metavar="DIR", help="captions and questions with answers")
+    data.add_argument(
+        "--stage1_data",
+        type=Path,
+        metavar="DIR|SHARDS",
+        help="captions and questions with answers; or tar shards, such as a/{000..575}.tar",
+    )
     data.add_argument("--stage2_data", type=Path, metavar="DIR", help="conversations")
     data.add_argument("--robot_data", type=Path, metavar="DIR", help="robot tasks")
     data.add_argument(

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -21,6 +22,7 @@ from embervlm.data.collate import FAILURES, Collator
 from embervlm.data.order import EpochSampler
 from embervlm.data.quarantine import QUARANTINE_FILE, Quarantine
 from embervlm.data.sample import DataError, Split
+from embervlm.data.stream import StreamCollator, StreamedDataset
 from embervlm.fleet import Fleet
 from embervlm.preflight import check_embeddings, check_image_tokens, check_prompt_version
 from embervlm.training.arguments import RunSettings
@@ -134,6 +136,18 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             self._quarantine["train"].check(drawn, failed)
         return int(failed)
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The training batches. Shards go past accelerate, by which every process would read all of them."""
+        if not isinstance(self.train_dataset, StreamedDataset):
+            return super().get_train_dataloader()  # type: ignore[no-any-return]
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            collate_fn=StreamCollator(self.data_collator),
+            pin_memory=torch.cuda.is_available(),
+        )
+
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         lengths = getattr(dataset, "lengths", None)
@@ -151,6 +165,9 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             self._order.set_epoch(epoch)
         if hasattr(self.train_dataset, "set_epoch"):
             self.train_dataset.set_epoch(epoch)
+        if isinstance(self.train_dataset, StreamedDataset):
+            goes_on = kwargs["resume_from_checkpoint"] is not None and epoch == kwargs["epochs_trained"]
+            self.train_dataset.start_at(epoch, kwargs["steps_trained_in_current_epoch"] if goes_on else 0)
         super()._run_epoch(epoch=epoch, **kwargs)
 
     def _count(self, inputs: dict[str, Any], split: Split) -> None:
