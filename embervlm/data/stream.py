@@ -44,6 +44,9 @@ MAX_VALIDATION = 2_000
 #: Shards that are read for validation pairs, at most; and pairs looked at for each that is held out.
 VALIDATION_SHARDS = 16
 VALIDATION_PICKS = 5
+#: In a stage's folder: what decides the order of the pairs.
+ORDER_FILE = "order.json"
+
 _WAIT_SECONDS = 0.2
 _SILENT_SECONDS = 1_800.0
 
@@ -78,6 +81,12 @@ class Catalogue:
     def __len__(self) -> int:
         """Training pairs of all shards."""
         return sum(self.counts)
+
+    @cached_property
+    def digest(self) -> str:
+        """A short name for the shards' names and training pairs."""
+        pairs = [(Path(shard.path).name, count) for shard, count in zip(self.shards, self.counts, strict=True)]
+        return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
 
     @cached_property
     def counts(self) -> list[int]:
@@ -401,6 +410,35 @@ class StreamedDataset(IterableDataset[Example | None]):
     def __len__(self) -> int:
         """Pairs of this process in an epoch, the same on every process."""
         return len(self.catalogue) // self.ranks
+
+    def check_order(self, file: Path, workers: int, *, write: bool) -> None:
+        """Say in the log where this run reads its pairs in another order than the one that it goes on with.
+
+        Args:
+            file: where the first run of a stage wrote what decides the order.
+            workers: of each process.
+            write: whether this process writes it, where it is not there.
+        """
+        decides = {
+            "shards and pairs": self.catalogue.digest,
+            "seed": self.seed,
+            "processes": self.ranks,
+            "workers": max(1, workers),
+            "batch size": self.batch_size,
+        }
+        if write and not file.is_file():
+            _write(file, json.dumps(decides, indent=2) + "\n")
+        elif write:
+            before = json.loads(file.read_text(encoding="utf-8"))
+            changed = [
+                f"{name} {before.get(name)} -> {now}" for name, now in decides.items() if before.get(name) != now
+            ]
+            if changed:
+                logger.warning(
+                    "The order of the pairs has changed (%s): until this epoch ends, some are seen twice and some not "
+                    "at all. Cure: the former settings, or take it as it is",
+                    "; ".join(changed),
+                )
 
     def __iter__(self) -> Iterator[Example | None]:
         info = get_worker_info()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ import torch
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from embervlm.data.collate import ConversationDataset, RobotTaskDataset
+from embervlm.data.index import cache_folder
 from embervlm.data.loaders import load_base
 from embervlm.data.quarantine import QUARANTINE_FILE, read_quarantine
 from embervlm.data.robot_loader import load_robot_tasks
-from embervlm.data.sample import RobotSample, Sample
+from embervlm.data.shards import find, names_shards
+from embervlm.data.stream import ORDER_FILE, Catalogue, StreamedDataset, open_catalogue
 from embervlm.fleet import Fleet
 from embervlm.model import EmberVLMProcessor
 from embervlm.model.weights import (
@@ -47,10 +49,10 @@ STAGE_FILE = "stage.json"
 
 @dataclass(frozen=True)
 class StageData:
-    """The samples of one stage."""
+    """The samples of one stage: sequences of ``Sample`` or, in stage 3, of ``RobotSample``; ``train`` may be shards."""
 
-    train: Sequence[Sample] | Sequence[RobotSample]
-    validation: Sequence[Sample] | Sequence[RobotSample]
+    train: Any
+    validation: Any
 
 
 @dataclass
@@ -99,10 +101,21 @@ def _load_data(settings: RunSettings, fleet: Fleet, stage: int) -> StageData:
     if stage == 3:
         robots = load_robot_tasks(settings.data(3), fleet, seed=settings.seed, variants=settings.robot_variants)
         return StageData(robots.train, robots.validation)
+    stage1_is_shards = settings.stage1_data is not None and names_shards(settings.stage1_data)
+    if stage == 1 and stage1_is_shards:
+        rank, ranks = _process()
+        files = find(settings.data(1))
+        catalogue = open_catalogue(files, cache_folder() / "shards", seed=settings.seed, rank=rank, ranks=ranks)
+        return StageData(catalogue, catalogue.validation_samples())
     # A conversation's pictures may stand with those of stage 1, as COCO's do.
-    roots = [settings.stage1_data] if stage == 2 and settings.stage1_data is not None else []
+    roots = [settings.stage1_data] if stage == 2 and settings.stage1_data and not stage1_is_shards else []
     loaded = load_base(settings.data(stage), 1 if stage == 1 else 2, extra_image_roots=roots, seed=settings.seed)
     return StageData(loaded.train, loaded.validation)
+
+
+def _process() -> tuple[int, int]:
+    """Which process this is, of how many, as torchrun says it before there is a process group."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _source_folder(settings: RunSettings) -> Path | None:
@@ -148,7 +161,12 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
     processor = EmberVLMProcessor.for_config(model.config)
     align_embeddings(model, processor.tokenizer, load_source_tokenizer(source))
     train, validation = _datasets(run, stage, processor)
-    _check_samples(run, stage, train, model)
+    # Shards are not read for this; their validation pairs stand for all.
+    streamed = isinstance(train, StreamedDataset)
+    _check_samples(run, stage, validation if streamed else train, model)
+    if streamed:
+        output.mkdir(parents=True, exist_ok=True)
+        train.check_order(output / ORDER_FILE, settings.num_workers, write=is_main)
     trainer = trainer_class(
         model,
         arguments,
@@ -159,11 +177,11 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
         max_bad_share=settings.max_bad_share,
     )
     if is_main:
-        _say_what_trains(trainer, model, train, validation)
+        _say_what_trains(trainer, model, run.data[stage].train, validation)
     trainer.add_callback(_CompleteCheckpoints(stage))
     trainer.train(resume_from_checkpoint=_checkpoint(settings, stage))
     metrics: dict[str, Any] = {
-        "train_samples": len(train),
+        "train_samples": len(run.data[stage].train),
         "validation_samples": len(validation),
         "steps": trainer.state.global_step,
     }
@@ -185,6 +203,14 @@ def _datasets(run: Run, stage: int, processor: Any) -> tuple[Any, Any]:
         return (
             RobotTaskDataset(data.train, processor, run.fleet, augment=True, seed=seed),
             RobotTaskDataset(data.validation, processor, run.fleet, augment=False, seed=seed),
+        )
+    if isinstance(data.train, Catalogue):
+        rank, ranks = _process()
+        return (
+            StreamedDataset(
+                data.train, processor, seed=seed, batch_size=run.settings.batch_size, rank=rank, ranks=ranks
+            ),
+            ConversationDataset(data.validation, processor, augment=False, seed=seed),
         )
     return (
         ConversationDataset(data.train, processor, augment=True, seed=seed),
