@@ -4,10 +4,10 @@ A rewording is a function of seed and text alone. It changes the manner (courteo
 few synonyms, moves a clause, writes contractions out; it never touches negations, numbers, names or words of place,
 which is checked for each. With seed 0, ``Survey coastal cliffs for signs of erosion after a storm.`` gives first::
 
+    Can you survey coastal cliffs for any signs of erosion after a storm?
+    New job: survey coastal cliffs for any signs of erosion after a storm.
     After a storm, survey coastal cliffs for any signs of erosion.
-    I would like you to survey coastal cliffs for signs of erosion after a storm.
-    Survey coastal cliffs for signs of erosion after a storm. How copy?
-    It is necessary to survey coastal cliffs for any signs of erosion after a storm.
+    You are asked to survey coastal cliffs for any signs of erosion after a storm.
 """
 
 from __future__ import annotations
@@ -115,6 +115,8 @@ _PLAIN = ("{C}.",)
 # Those that suit an order that forbids something, and one that is long or has several parts.
 _FOR_BANS = frozenset({"Please {c}.", "Important: {c}.", "{C}. Thank you.", "Tasking: {t}.", "Order: {t}.", "{C}."})
 _NOT_FOR_PARTS = frozenset({"Could you please {c}?", "Can you {c}?", "Would you {c}, please?"})
+# Those that read well behind a purpose or a time that has been moved to the front.
+_BEHIND_A_CLAUSE = frozenset({"{C}.", "Please {c}.", "We need you to {c}.", "We need someone to {c}."})
 _LONG = 90
 # For texts that are no order: a statement, a question, a cry for help.
 _BEFORE_TEXT = ("New task: {}", "Request: {}", "For your attention: {}", "Incoming request: {}", "Here is the job: {}")
@@ -388,14 +390,12 @@ def _order_in(parts: _Parts, manner: Sequence[str], rng: random.Random) -> str:
         frame for frame in manner if (not parts.ban or frame in _FOR_BANS) and not (several and frame in _NOT_FOR_PARTS)
     ] or list(_PLAIN)
     frame = rng.choice(frames)
-    moved = _moved(parts) if rng.random() < 0.6 else None
+    moved = _moved(parts) if frame in _BEHIND_A_CLAUSE and rng.random() < 0.75 else None
     if moved is not None:
         introduction, order = moved
     order = _swapped(order, (*_VERB_SWAPS, *_SWAPS), rng)
     order = _contracted(order, rng)
     terse = _without_articles(order) if frame in _TERSE else order
-    if introduction and frame not in ("{C}.", "Please {c}.", "We need you to {c}.", "We need someone to {c}."):
-        frame = "{C}."
     frame, dot, closing = frame.partition(". ")
     text = frame.format(c=order, C=_capital(order), t=terse, T=_capital(terse)) + dot.strip()
     if introduction:

@@ -58,10 +58,10 @@ def _sample(task: str, number: int = 0) -> RobotSample:
             "Survey coastal cliffs for signs of erosion after a storm.",
             0,
             [
+                "Can you survey coastal cliffs for any signs of erosion after a storm?",
+                "New job: survey coastal cliffs for any signs of erosion after a storm.",
                 "After a storm, survey coastal cliffs for any signs of erosion.",
-                "I would like you to survey coastal cliffs for signs of erosion after a storm.",
-                "Survey coastal cliffs for signs of erosion after a storm. How copy?",
-                "It is necessary to survey coastal cliffs for any signs of erosion after a storm.",
+                "You are asked to survey coastal cliffs for any signs of erosion after a storm.",
             ],
         ),
         (
@@ -69,9 +69,9 @@ def _sample(task: str, number: int = 0) -> RobotSample:
             1,
             [
                 "New job: survey coastal cliffs for any signs of erosion after a storm.",
-                "Priority task: survey coastal cliffs for any signs of erosion after a storm!",
-                "We need someone to survey coastal cliffs for signs of erosion after a storm.",
-                "Can you survey coastal cliffs for any signs of erosion after a storm?",
+                "Priority task: survey coastal cliffs for signs of erosion after a storm.",
+                "It is necessary to survey coastal cliffs for signs of erosion after a storm.",
+                "I would like you to survey coastal cliffs for any signs of erosion after a storm.",
             ],
         ),
         (
@@ -79,18 +79,18 @@ def _sample(task: str, number: int = 0) -> RobotSample:
             1,
             [
                 "Log the temperature in many spots.",
-                "Priority task: log the temperature in many spots.",
-                "Somebody has to log the temperature in many spots.",
-                "New job: log temperature in many spots.",
+                "Priority task: log the temperature in many spots!",
+                "Your job is to log the temperature in many spots.",
+                "Request: log temperature in many spots.",
             ],
         ),
         (
             "Don't let anyone near pump 3; it isn't drained yet.",
             0,
             [
-                "Order: do not let anyone near pump 3; it is not drained yet.",
-                "Important: don't let anyone near pump 3; it isn't drained yet.",
-                "Please do not let anybody near pump 3; it is not drained yet.",
+                "Order: do not let anybody near pump 3; it is not drained yet.",
+                "Important: do not let anyone near pump 3; it is not drained yet!",
+                "Please don't let anybody near pump 3; it isn't drained yet.",
                 "Do not let anyone near pump 3; it is not drained yet.",
             ],
         ),
@@ -100,10 +100,10 @@ def _sample(task: str, number: int = 0) -> RobotSample:
             [
                 "Mrs. Olsen's cat has not come down from the roof since Tuesday and she cannot reach it."
                 " Please see to it.",
-                "Incoming request: Mrs. Olsen's cat has not come down from the roof since Tuesday and she cannot"
-                " reach it.",
-                "Incoming request: Mrs. Olsen's cat hasn't come down from the roof since Tuesday and she can't reach"
-                " it.",
+                "Incoming request: Mrs. Olsen's cat has not come down from the roof since Tuesday and she"
+                " cannot reach it.",
+                "Incoming request: Mrs. Olsen's cat hasn't come down from the roof since Tuesday and she"
+                " can't reach it.",
                 "Mrs. Olsen's cat hasn't come down from the roof since Tuesday and she can't reach it."
                 " Please take care of this.",
             ],
@@ -113,7 +113,7 @@ def _sample(task: str, number: int = 0) -> RobotSample:
             0,
             [
                 "Look over the site for broken parts. After that, fix the broken part with tools. How copy?",
-                "Would you look over the site for broken parts, please? After that, fix the broken part with tools.",
+                "Please look over the site for broken parts. After that, fix the broken part with tools.",
                 "We need someone to look over the site for broken parts. After that, fix the broken part with tools.",
                 "Important: look over the site for broken parts. After that, fix the broken part with tools.",
             ],
@@ -124,7 +124,7 @@ def _sample(task: str, number: int = 0) -> RobotSample:
             [
                 "Examine yard if gate is open. Please confirm.",
                 "inspect the yard if the gate is open",
-                "Would you inspect the yard if the gate is open, please?",
+                "Would you examine the yard if the gate is open, please?",
                 "Your task is to inspect the yard if the gate is open.",
             ],
         ),
@@ -246,7 +246,7 @@ def test_the_first_wordings_of_the_public_files(shared: Path) -> None:
         "Your job is to inspect a high-rise building’s exterior for damage.",
         "Check the condition of underwater pipes for any leaks.",
         "new job: check condition of underwater pipes for leaks",
-        "I would like you to examine the condition of underwater pipes for leaks.",
+        "Would you check the condition of underwater pipes for any leaks, please?",
     ]
 
 
