@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import os
 import random
+import shutil
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -537,8 +541,6 @@ def test_a_shard_that_changes_under_a_run_is_named(tmp_path: Path) -> None:
 
 
 def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     tar.library.cache_clear()
     monkeypatch.setitem(sys.modules, "webdataset.tariterators", None)
     with pytest.raises(DataError, match=r'pip install "embervlm\[shards\]"'):
@@ -674,3 +676,65 @@ def test_more_processes_than_pairs_are_refused(tmp_path: Path, processor: Any, o
     with pytest.raises(DataError, match="3 pairs to train on for 4 processes") as error:
         StreamedDataset(catalogue, processor, seed=0, batch_size=2, ranks=4)
     one_line(error.value)
+
+
+# ---- the real command ----
+
+
+def _train(output: Path, pattern: str, cache: Path, *more: str, processes: int = 2) -> str:
+    repository = Path(__file__).resolve().parents[2]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"),
+        *(str(repository / "scripts" / "train_all.py"), "--distributed", "--stage", "1", "--stage1_data", pattern),
+        *("--output_dir", str(output), "--preset", "spark", "--batch_size", "2", "--num_workers", "1"),
+        *("--stage1_epochs", "2", "--save_steps", "3", "--log_steps", "1", *more),
+    ]
+    environment = os.environ | {"EMBERVLM_CACHE": str(cache), "PYTHONPATH": str(repository)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def test_the_training_command_streams_shards_and_resumes_in_mid_epoch_to_the_same_weights(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", [5, 9, 4])
+    pattern = f"{tmp_path}/shards/{{00000..00002}}.tar"
+    whole, resumed, cache = tmp_path / "whole", tmp_path / "resumed", tmp_path / "cache"
+    # 18 pairs, 1 of them for validation: 8 for each process, 4 steps an epoch.
+    log = _train(whole, pattern, cache)
+    assert "3 shards: 17 pairs to train on, 1 for validation" in log and "Stage 1: step 8/8" in log
+    metrics = json.loads((whole / "stage1" / "final" / "metrics.json").read_text())
+    assert (metrics["train_samples"], metrics["validation_samples"], metrics["steps"]) == (17, 1, 8)
+    assert math.isfinite(metrics["validation_loss"]) and metrics["replaced_samples"] == 0
+    shutil.copytree(whole, resumed)
+    for gone in ("final", "checkpoint-8"):
+        shutil.rmtree(resumed / "stage1" / gone)
+    log = _train(resumed, pattern, cache, "--resume", "auto")
+    assert "goes on from" in log and "checkpoint-6" in log
+    assert "Stage 1: step 7/8" in log and "Stage 1: step 6/8" not in log and "order of the pairs" not in log
+    weights = [(folder / "stage1" / "final" / "model.safetensors").read_bytes() for folder in (whole, resumed)]
+    assert weights[0] == weights[1]
+
+
+def test_the_training_command_refuses_what_is_not_there(tmp_path: Path) -> None:
+    from embervlm.training.arguments import RunSettings, SettingsError
+
+    write_shards(tmp_path, [1, 1])
+    settings = RunSettings(tmp_path / "out", stages=(1,), stage1_data=tmp_path / "{00000..00004}.tar")
+    with pytest.raises(SettingsError, match=r"--stage1_data .*: 3 of 5 shards are missing; first: \S+00002\.tar"):
+        settings.check()
+    with pytest.raises(SettingsError, match=r"--stage1_data pipe:cat a\.tar: shards are read from local"):
+        RunSettings(tmp_path / "out", stages=(1,), stage1_data=Path("pipe:cat a.tar")).check()
+    with pytest.raises(SettingsError, match="no URLs and no commands"):
+        RunSettings(tmp_path / "out", stages=(1,), stage1_data=Path("https://host/{0..9}.tar")).check()
+
+
+def test_a_resume_with_other_settings_says_that_the_order_has_changed(
+    tmp_path: Path, processor: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    catalogue = no_validation(write_shards(tmp_path, [9]))
+    dataset = StreamedDataset(catalogue, processor, seed=5, batch_size=2)
+    dataset.check_order(tmp_path / "order.json", 2, write=True)
+    dataset.check_order(tmp_path / "order.json", 2, write=True)
+    assert caplog.text == ""
+    StreamedDataset(catalogue, processor, seed=5, batch_size=3).check_order(tmp_path / "order.json", 4, write=True)
+    assert "(workers 2 -> 4; batch size 2 -> 3)" in caplog.text
