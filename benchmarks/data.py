@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     feed.add_argument("--workers", type=int, default=2)
     feed.add_argument("--photos", type=int, default=512, help="pictures of 640x480 pixels, with five captions each")
     feed.add_argument("--seconds", type=float, default=40.0, help="of each measurement")
+    feed.add_argument("--encoders", nargs="+", choices=("frozen", "trained"), default=["frozen", "trained"])
     feed.add_argument("--preset", choices=("ember", "spark"), default="ember")
     return parser
 
@@ -104,6 +105,7 @@ def _index(options: argparse.Namespace) -> int:
     for stage in (1, 2):
         rows: dict[str, list[Watched]] = {"plain": [], "ours": [], "reopened": []}
         for _ in range(options.repeats):
+            _say(f"index: stage {stage}")
             if options.only != "ours":
                 rows["plain"].append(watch([*program, "plain", str(options.data), str(stage)]))
             if options.only != "plain":
@@ -252,7 +254,7 @@ def _feed(options: argparse.Namespace) -> int:
                 "preset": options.preset,
             }
             loader = _feeding("loader", settings, work)
-            for encoder in ("frozen", "trained"):
+            for encoder in options.encoders:
                 row = {"batch_size": batch_size, "encoder": encoder, "loader": loader}
                 for task in ("model", "together"):
                     row[task] = _feeding(task, settings | {"encoder": encoder}, work)
@@ -294,12 +296,18 @@ def _feed(options: argparse.Namespace) -> int:
 
 def _feeding(task: str, settings: dict[str, Any], work: Path) -> dict[str, Any]:
     """Run a task of ``feeding.py`` in a process of its own."""
+    _say(f"{task}: " + ", ".join(f"{name} {value}" for name, value in settings.items() if name not in ("data", "out")))
     environment = {
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
         "HF_HUB_OFFLINE": "1",
         CACHE_VARIABLE: str(work / "cache"),
     }
     return watch([sys.executable, str(HERE / "feeding.py"), task, json.dumps(settings)], environment).result
+
+
+def _say(line: str) -> None:
+    """Name on standard error what is being measured, since it takes minutes."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
 
 def _table(title: str, *columns: str) -> Any:
