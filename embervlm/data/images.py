@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 import struct
 import warnings
@@ -12,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from embervlm.data.files import ImageFolder
+from embervlm.data.sample import DataError, PackedPicture, Picture
 
-__all__ = ["ALLOWED_FORMATS", "MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "ImageError", "ImageFolder", "decode_image"]
+__all__ = ["ALLOWED_FORMATS", "MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "ImageError", "decode_image", "read_picture"]
 
 ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_BYTES = 64 * 1024**2
@@ -94,6 +95,58 @@ def decode_image(source: str | Path | bytes, *, name: str | None = None) -> Imag
     except _PILLOW_ERRORS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ImageError(f"{name}: damaged picture ({reason})") from None
+
+
+def read_picture(source: Picture) -> Image.Image:
+    """Read a picture from wherever it is, as :func:`decode_image` decodes it.
+
+    Args:
+        source: a file, or a place in a tar shard or an Arrow file.
+
+    Raises:
+        ImageError: as :func:`decode_image`; or nothing that can be read is at that place. Names file and position.
+    """
+    if isinstance(source, PackedPicture):
+        data = _row(source) if source.size < 0 else _part(source)
+        return decode_image(data, name=str(source))
+    return decode_image(source)
+
+
+def _part(source: PackedPicture) -> bytes:
+    if source.size > MAX_BYTES or source.position < 0:
+        raise ImageError(f"{source}: {source.size:,} bytes; at most {MAX_BYTES:,} are read")
+    try:
+        # A pipe in the place of a shard must not hold the run up.
+        handle = os.open(source.file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise ImageError(f"{source}: expected a tar file, found something that is no file")
+            data = os.pread(handle, source.size, source.position)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise ImageError(f"{source}: cannot read the file ({error.strerror or error})") from None
+    if len(data) < source.size:
+        raise ImageError(f"{source}: the file ends after {len(data):,} of the picture's {source.size:,} bytes")
+    return data
+
+
+def _row(source: PackedPicture) -> bytes:
+    # Serving and export decode pictures too and need no Arrow.
+    from embervlm.data.arrow_pairs import open_pairs
+
+    try:
+        found = open_pairs(source.file).picture(source.position)
+    except DataError as error:
+        raise ImageError(f"{source}: {error}") from None
+    except IndexError:
+        raise ImageError(f"{source}: the file has no such row") from None
+    if found is None:
+        raise ImageError(f"{source}: the row holds no picture, at most a path, which is not followed")
+    if found.size > MAX_BYTES:
+        raise ImageError(f"{source}: {found.size:,} bytes; at most {MAX_BYTES:,} are read")
+    data: bytes = found.to_pybytes()
+    return data
 
 
 def _read(path: Path, name: str) -> bytes:
