@@ -1,6 +1,6 @@
 """Measures what streaming tar shards costs a process: counting, reading, decoding, memory, going on in mid-epoch.
 
-The figures of ``docs/scale.md`` come from here. Shards of 640x480 pictures are written to a temporary folder first.
+The figures of ``docs/scale.md`` come from here. Shards are written to a temporary folder first.
 Rates are per second of processor time, so that what else runs on the machine does not change them.
 """
 
@@ -17,15 +17,17 @@ import tempfile
 import time
 from array import array
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
 from measured import MIB, machine
 from official_files import photo_like_jpeg
+from torch.utils.data import DataLoader, IterableDataset
 
+from embervlm.data.collate import Collator
 from embervlm.data.shards import Shard, read_pairs, scan
-from embervlm.data.stream import Catalogue, Reader, StreamedDataset, epoch_pairs, open_catalogue
+from embervlm.data.stream import Catalogue, Reader, StreamCollator, StreamedDataset, epoch_pairs, open_catalogue
 from embervlm.model import EmberVLMProcessor, preset_config
 
 #: The plan of ``docs/scale.md``.
@@ -43,17 +45,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shards", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=2_000, help="of one shard")
     parser.add_argument("--examples", type=int, default=400, help="pairs to decode and encode")
+    parser.add_argument("--picture", default="640x480", metavar="WxH", help="pixels of the pictures")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where the shards go, some 600 MB")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
-        files = _write(Path(folder), options.shards, options.pairs)
+        files = _write(Path(folder), options.shards, options.pairs, options.picture)
         found = {"machine": machine()} | _measure(files, Path(folder) / "cache", options.examples) | _at_full_size()
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
     return 0
 
 
-def _write(folder: Path, shards: int, pairs: int) -> list[str]:
-    pictures = [photo_like_jpeg(seed) for seed in range(_PICTURES)]
+def _write(folder: Path, shards: int, pairs: int, size: str) -> list[str]:
+    width, height = map(int, size.split("x"))
+    pictures = [photo_like_jpeg(seed, (width, height)) for seed in range(_PICTURES)]
     rng = random.Random(0)
     files = []
     for place in range(shards):
@@ -102,7 +106,15 @@ def _measure(files: list[str], cache: Path, examples: int) -> dict[str, Any]:
     next(stream)
     _, encoding = _timed(lambda: sum(1 for _ in islice(stream, examples)))
     growth = _resident("VmHWM") - resident
+    handles = sum(".tar" in str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
     stream.close()  # type: ignore[attr-defined]
+
+    skipping = DataLoader(
+        _Skipped(), batch_size=32, num_workers=2, collate_fn=StreamCollator(Collator(processor.tokenizer))
+    )
+    started = time.perf_counter()
+    empty = sum(1 for batch in skipping if not batch)
+    skipping_seconds = time.perf_counter() - started
 
     reader = Reader.of(len(catalogue), rank=0, ranks=1, worker=0, workers=1, batch_size=32)
     late = reader.count * 3 // 4 // 32 * 32
@@ -121,11 +133,20 @@ def _measure(files: list[str], cache: Path, examples: int) -> dict[str, Any]:
         "read_pairs_a_second": round(pairs / reading),
         "read_mib_a_second": round(total / MIB / reading),
         "ready_pairs_a_second": round(examples / encoding, 1),
+        "open_shards_a_worker": handles,
+        "skipped_batches_a_second": round(empty / skipping_seconds),
         "window_pairs": catalogue.window,
         "worker_growth_mib": round(growth),
         "first_pair_seconds_and_mib": first(0),
         "first_pair_when_going_on_seconds_and_mib": first(late),
     }
+
+
+class _Skipped(IterableDataset[None]):
+    """What a resumed epoch yields for batches that are trained already."""
+
+    def __iter__(self) -> Iterator[None]:
+        return repeat(None, 32 * 10_000)
 
 
 def _at_full_size() -> dict[str, Any]:

@@ -14,7 +14,7 @@ import os
 import random
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, repeat
@@ -158,7 +158,7 @@ def open_catalogue(
     choice = cache / f"validation-{digest.hexdigest()[:16]}.json"
     if rank == 0 and not choice.is_file():
         _write(choice, json.dumps(_choose(shards, seed, share)))
-    _wait_for(choice.is_file, f"{choice} from the first process")
+    _wait_for(choice.is_file, f"{choice} from the first process", ranks)
     chosen = json.loads(choice.read_text(encoding="utf-8"))
     catalogue = Catalogue(
         tuple(shards),
@@ -213,18 +213,19 @@ def _count_all(files: Sequence[str], cache: Path, rank: int, ranks: int) -> list
             out.flush()
             if rank == 0 and (number + 1) % 1_000 == 0:
                 logger.info("%d of %d shards counted", number + 1, len(mine))
-    _wait_for(look, f"the other processes' counts in {cache}", progress=lambda: len(known))
+    _wait_for(look, f"the other processes' counts in {cache}", ranks, progress=lambda: len(known))
     return [known[path] for path in files]
 
 
-def _wait_for(done: Any, what: str, progress: Any = lambda: 0) -> None:
+def _wait_for(done: Callable[[], bool], what: str, ranks: int, progress: Callable[[], int] = lambda: 0) -> None:
     seen, since = progress(), time.monotonic()
     while not done():
         if progress() != seen:
             seen, since = progress(), time.monotonic()
         if time.monotonic() - since > _SILENT_SECONDS:
             raise DataError(f"waited {_SILENT_SECONDS / 60:.0f} minutes for {what}; do all processes see that folder?")
-        time.sleep(_WAIT_SECONDS)
+        # Many processes that look into one folder would keep its server busy with nothing else.
+        time.sleep(_WAIT_SECONDS * max(1.0, ranks / 4))
 
 
 def _write(path: Path, text: str) -> None:
