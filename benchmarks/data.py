@@ -117,7 +117,14 @@ def _index(options: argparse.Namespace) -> int:
     found["verdicts"] = _index_verdicts(found["stages"])
 
     table = _table(
-        "Indexing", "stage", "way", "records", "seconds", "anonymous MiB above the interpreter", "resident MiB above it"
+        "Indexing",
+        "stage",
+        "way",
+        "records",
+        "seconds",
+        "of processor",
+        "anonymous MiB above the interpreter",
+        "resident MiB above it",
     )
     for stage, ways in found["stages"].items():
         for name, row in ways.items():
@@ -126,15 +133,18 @@ def _index(options: argparse.Namespace) -> int:
                 {"plain": "json.load, list of dicts", "ours": "load_base", "reopened": "load_base, cached"}[name],
                 f"{row['records']:,}",
                 f"{row['seconds']:.2f}",
+                f"{row['cpu_seconds']:.2f}",
                 f"{row['anonymous_mib']:,.0f}",
                 f"{row['resident_mib']:,.0f}",
             )
             for dataset, part in row["parts"].items():
                 seconds = f"{part['seconds']:.2f}" if "seconds" in part else ""
-                table.add_row("", f"  {dataset}", f"{part['records']:,}", seconds, "", "")
+                table.add_row("", f"  {dataset}", f"{part['records']:,}", seconds, "", "", "")
     if "imports_alone" in found:
         alone = found["imports_alone"]
-        table.add_row("", "imports alone", "", "", f"{alone['anonymous_mib']:,.0f}", f"{alone['resident_mib']:,.0f}")
+        table.add_row(
+            "", "imports alone", "", "", "", f"{alone['anonymous_mib']:,.0f}", f"{alone['resident_mib']:,.0f}"
+        )
     return _finish(options, found, table)
 
 
@@ -179,7 +189,7 @@ def _index_verdicts(stages: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _verdict(name: str, value: float, relation: str, bound: float) -> dict[str, Any]:
     holds = {"<=": value <= bound, ">=": value >= bound, "==": value == bound}[relation]
-    return {"name": name, "value": value, "relation": relation, "bound": bound, "holds": holds}
+    return {"name": name, "numbers": [value, bound], "relation": relation, "holds": holds}
 
 
 def _read_once(folder: Path) -> None:
@@ -335,8 +345,11 @@ def _finish(options: argparse.Namespace, found: dict[str, Any], table: Any) -> i
         f"Python {here['python']}, {versions}",
     ]
     for verdict in found["verdicts"]:
-        relation = f"{verdict['relation']} {verdict['bound']:g}"
-        lines.append(f"{'yes' if verdict['holds'] else 'NO '}  {verdict['name']}: {verdict['value']:.4g} ({relation})")
+        value, bound = (
+            f"{number:,.4g}" if isinstance(number, float) else f"{number:,}" for number in verdict["numbers"]
+        )
+        holds = "yes" if verdict["holds"] else "NO "
+        lines.append(f"{holds}  {verdict['name']}: {value} ({verdict['relation']} {bound})")
     _show(table, *lines)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
