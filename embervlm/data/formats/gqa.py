@@ -26,6 +26,7 @@ from embervlm.data.json_stream import read_keyed
 DATASET = "gqa"
 
 _IMAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_MAX_ANSWERS = 100_000
 _BAD_IMAGE_ID = "imageId is no name of letters and digits"
 
 
@@ -61,31 +62,29 @@ def _read(file: Path, pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
     tally = ledger[DATASET]
     tally.files.append(file)
     split, near = split_of(file.stem), file.parent
-    ids = Ids(file, "questions", "the question id")
-    # There are few different answers and a dozen questions to a picture.
-    answers: dict[str, str | None] = {}
+    ids = _Ids(file, "questions", "the question id")
+    # There are few different answers, and a dozen questions to a picture.
+    answers: dict[Any, str] = {}
     found: dict[Any, int | None] = {}
     for block in read_keyed(file, _Question):
+        ids.add_all(block.names, block.start)
         tally.records += len(block.records)
         with_answer = with_image = 0
-        for number, (id, record) in enumerate(zip(block.names, block.records, strict=True), block.start):
-            ids.add(id, number)
-            given = record.answer
-            try:
-                answer = answers[given]
-            except (KeyError, TypeError):
-                answer = clean_line(given)
-                if answer is not None and len(answers) < 100_000:
-                    answers[given] = answer
-            if answer is None:
-                answer = clean_line(record.fullAnswer)
-                if answer is None:
-                    tally.rejected["no answer"] += 1
-                    continue
+        for id, record in zip(block.names, block.records, strict=True):
             question = clean_line(record.question)
             if question is None:
                 tally.rejected["empty question"] += 1
                 continue
+            given = record.answer
+            answer = answers.get(given) if type(given) is str else None
+            if answer is None:
+                answer = clean_line(given)
+                if answer is not None and len(answers) < _MAX_ANSWERS:
+                    answers[given] = answer
+                answer = answer or clean_line(record.fullAnswer)
+                if answer is None:
+                    tally.rejected["no answer"] += 1
+                    continue
             if len(question) > MAX_TEXT_CHARACTERS or len(answer) > MAX_TEXT_CHARACTERS:
                 tally.rejected[TEXT_TOO_LONG] += 1
                 continue
@@ -93,12 +92,13 @@ def _read(file: Path, pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
             image = record.imageId
             if type(image) is int:
                 image = str(image)
-            if type(image) is not str or (image not in found and not _IMAGE_ID.fullmatch(image)):
-                tally.rejected[_BAD_IMAGE_ID] += 1
-                continue
-            if image not in found:
-                found[image] = pictures.find(f"{image}.jpg", f"{file}: question {id}", near=near)
-            picture = found[image]
+            try:
+                picture = found[image]
+            except (KeyError, TypeError):
+                if type(image) is not str or not _IMAGE_ID.fullmatch(image):
+                    tally.rejected[_BAD_IMAGE_ID] += 1
+                    continue
+                picture = found[image] = pictures.find(f"{image}.jpg", f"{file}: question {id}", near=near)
             if picture is None:
                 tally.missing_images += 1
                 tally.first_missing = tally.first_missing or f"{image}.jpg"
@@ -108,6 +108,15 @@ def _read(file: Path, pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
         tally.with_answer += with_answer
         tally.with_image += with_image
     ids.check()
+
+
+class _Ids(Ids):
+    """The ids of a file whose records have texts for ids."""
+
+    def add_all(self, ids: list[str], start: int) -> None:
+        """Note the ids of the records from number ``start`` on."""
+        self._hashes.extend(map(hash, ids))
+        self._places.extend(range(start, start + len(ids)))
 
 
 def _recognise(head: Head) -> bool:
