@@ -20,7 +20,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embervlm.data.images import ImageError, decode_image
+from embervlm.data.images import ImageError, decode_image, read_picture
 from embervlm.data.order import text_lengths
 from embervlm.data.quarantine import Failure, replacements
 from embervlm.data.sample import DataError, Picture, RobotSample, Sample, image_key
@@ -162,7 +162,7 @@ class _SampleDataset(Dataset[Example]):
         return tuple(dict.fromkeys(encode_text(self.tokenizer, f" {text}"))) if text else ()
 
     def _pixels(self, source: Any, rng: random.Random) -> NDArray[np.float32]:
-        image = decode_image(source)
+        image = decode_image(source) if isinstance(source, bytes) else read_picture(source)
         pixels: NDArray[np.float32] = self.image_processor.pixels(vary(image, rng) if self.augment else image)
         return pixels
 
