@@ -114,7 +114,7 @@ def _records(file: Path, ledger: Ledger, dataset: str) -> Iterator[tuple[int, st
     tally.files.append(file)
     ids = Ids(file, "records", "id")
     head = peek_json(file)
-    in_lines = head is not None and head.key == LINES
+    in_lines = file.suffix.lower() == ".jsonl" if head is None else head.key == LINES
     for number, (place, record) in enumerate(_lines(file) if in_lines else _elements(file)):
         tally.records += 1
         if not isinstance(record, dict):
