@@ -168,8 +168,14 @@ def open_catalogue(
     )
     if rank == 0:
         logger.info(
-            "%d shards: %s pairs to train on, %s for validation, %s records without a picture or text",
-            *(len(shards), f"{sum(catalogue.counts):,}", f"{len(catalogue.validation):,}", f"{incomplete:,}"),
+            "%d shard%s: %s pairs to train on, %s for validation, %s records without a picture or text",
+            *(
+                len(shards),
+                "" if len(shards) == 1 else "s",
+                f"{sum(catalogue.counts):,}",
+                f"{len(catalogue.validation):,}",
+                f"{incomplete:,}",
+            ),
         )
     return catalogue
 
@@ -478,6 +484,11 @@ class StreamedDataset(IterableDataset[Example | None]):
 
     def _held_out(self, pair: Pair) -> Failure:
         return Failure(pair.id, "train", pair.picture_name, "a copy of a validation picture", self.epoch)
+
+
+def without_traceback(error: DataError) -> str:
+    """The line that an error says, also where it comes from a worker, which sends its traceback along."""
+    return str(error).strip().splitlines()[-1].rpartition(f"{DataError.__qualname__}: ")[2]
 
 
 class StreamCollator:

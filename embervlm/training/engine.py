@@ -22,7 +22,7 @@ from embervlm.data.collate import FAILURES, Collator
 from embervlm.data.order import EpochSampler
 from embervlm.data.quarantine import QUARANTINE_FILE, Quarantine
 from embervlm.data.sample import DataError, Split
-from embervlm.data.stream import StreamCollator, StreamedDataset
+from embervlm.data.stream import StreamCollator, StreamedDataset, without_traceback
 from embervlm.fleet import Fleet
 from embervlm.preflight import check_embeddings, check_image_tokens, check_prompt_version
 from embervlm.training.arguments import RunSettings
@@ -168,7 +168,8 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         if isinstance(self.train_dataset, StreamedDataset):
             goes_on = kwargs["resume_from_checkpoint"] is not None and epoch == kwargs["epochs_trained"]
             self.train_dataset.start_at(epoch, kwargs["steps_trained_in_current_epoch"] if goes_on else 0)
-        super()._run_epoch(epoch=epoch, **kwargs)
+        with self._naming_the_stage():
+            super()._run_epoch(epoch=epoch, **kwargs)
 
     def _count(self, inputs: dict[str, Any], split: Split) -> None:
         """Take what could not be read out of a batch, before the model sees it, and count it."""
@@ -180,7 +181,8 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         try:
             yield
         except DataError as error:
-            raise DataError(f"stage {self.number}: {error}") from None
+            message = without_traceback(error).removeprefix(f"stage {self.number}: ")
+            raise DataError(f"stage {self.number}: {message}") from None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the loss's parts since the last line; the device is waited for here alone."""

@@ -34,6 +34,7 @@ from embervlm.data.stream import (
     epoch_pairs,
     open_catalogue,
     picture_digest,
+    without_traceback,
 )
 
 pytest.importorskip("webdataset")
@@ -538,6 +539,16 @@ def test_a_shard_that_changes_under_a_run_is_named(tmp_path: Path) -> None:
     write(Path(file), [item for number in range(6) for item in pair(number)])
     with pytest.raises(DataError, match=r"00000\.tar: the shard has changed since its pairs were counted"):
         list(read_pairs(shard, 0, 5))
+
+
+def test_an_error_in_a_worker_is_one_line_too(tmp_path: Path, processor: Any) -> None:
+    (file,) = write_shards(tmp_path, [5])
+    catalogue = no_validation([file])
+    Path(file).unlink()
+    with pytest.raises(DataError) as error:
+        next(iter(loader(catalogue, processor, workers=1)))
+    assert without_traceback(error.value) == f"{file}: cannot open the shard (No such file or directory)"
+    assert without_traceback(DataError("plain")) == "plain"
 
 
 def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
