@@ -22,6 +22,8 @@ PICTURE_COLUMNS = ("image", "jpg", "png")
 CAPTION_COLUMNS = ("caption", "text", "txt")
 #: Files that one process keeps open.
 OPEN_FILES = 64
+#: What opening a file may take of memory beyond its own pages; compressed files take all their pictures.
+MAX_COPIED_BYTES = 64 * 1024**2
 
 _MAGIC = b"ARROW1"
 _BINARY = (pa.binary(), pa.large_binary())
@@ -50,9 +52,15 @@ def schema_of(path: Path) -> pa.Schema | None:
         with pa.memory_map(str(path)) as source:
             # A file is a stream with a frame around it.
             source.seek(8 if source.read(len(_MAGIC)) == _MAGIC else 0)
-            return pa.ipc.open_stream(source).schema
+            schema = pa.ipc.open_stream(source).schema
+            _ = schema.names  # of which one may be no text
+            return schema
     except (pa.ArrowException, OSError, ValueError):
         return None
+
+
+class _CompressedError(Exception):
+    """A file whose pictures do not stay in the file."""
 
 
 class ArrowPairs:
@@ -78,6 +86,7 @@ class ArrowPairs:
         # Captions and pictures of each batch. Read in this thread, since a pool's threads do not survive a fork.
         self._batches: list[tuple[pa.Array, pa.Array]] = []
         fields = [schema.get_field_index(name) for name in found]
+        before = pa.total_allocated_bytes()
         options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
         try:
             with pa.memory_map(str(path)) as source:
@@ -89,6 +98,10 @@ class ArrowPairs:
                     if pa.types.is_struct(picture.type):
                         picture = pc.struct_field(picture, ["bytes"])
                     self._batches.append((caption, picture))
+                    if pa.total_allocated_bytes() - before > MAX_COPIED_BYTES:
+                        raise _CompressedError
+        except _CompressedError:
+            raise DataError(f"{path}: a compressed Arrow file. Cure: save it without compression") from None
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(
                 f"{path}: damaged or cut off behind row {sum(len(each) for each, _ in self._batches):,} "

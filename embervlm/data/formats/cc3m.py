@@ -6,7 +6,7 @@ import json
 import zlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -152,31 +152,40 @@ def _read_shard(file: Path, name: str, pictures: Pictures, tally: Tally) -> Iter
 def _pairs(found: Iterator[Member]) -> Iterator[_Pair]:
     """Group the members that belong to pairs, and those that must not be used, each with the ones of its name."""
     pair: _Pair | None = None
-    for member in found:
-        if member.is_folder and member.refused is None:
-            continue
-        folder, slash, base = member.name.rpartition("/")
-        stem, _, suffix = base.partition(".")
-        suffix = suffix.lower()
-        if member.refused is None and suffix not in _PICTURES and suffix not in _TEXTS:
-            continue
-        key = f"{folder}{slash}{stem}".removeprefix("./")
-        if pair is None or pair.key != key:
-            if pair is not None:
-                yield pair
-            pair = _Pair(key)
-        if member.refused is not None:
-            pair.refused = member.refused
-        elif suffix in _TEXTS:
-            if suffix in pair.texts:
-                pair.refused = "two texts of one name"
-            pair.texts[suffix] = member
-        elif pair.picture is None:
-            pair.picture = member
-        else:
-            pair.refused = "two pictures of one name"
+    try:
+        for member in found:
+            if member.is_folder and member.refused is None:
+                continue
+            folder, slash, base = member.name.rpartition("/")
+            stem, _, suffix = base.partition(".")
+            suffix = suffix.lower()
+            if member.refused is None and suffix not in _PICTURES and suffix not in _TEXTS:
+                continue
+            key = f"{folder}{slash}{stem}".removeprefix("./")
+            if pair is None or pair.key != key:
+                if pair is not None:
+                    yield pair
+                pair = _Pair(key)
+            _add(pair, member, suffix)
+    except TarDamage:
+        if pair is not None:
+            yield pair
+        raise
     if pair is not None:
         yield pair
+
+
+def _add(pair: _Pair, member: Member, suffix: str) -> None:
+    if member.refused is not None:
+        pair.refused = member.refused
+    elif suffix in _TEXTS:
+        if suffix in pair.texts:
+            pair.refused = "two texts of one name"
+        pair.texts[suffix] = member
+    elif pair.picture is None:
+        pair.picture = member
+    else:
+        pair.refused = "two pictures of one name"
 
 
 def _caption(pair: _Pair, tar: TarFile) -> tuple[str | None, str | None]:
@@ -426,21 +435,18 @@ def _is_shard(file: BinaryIO) -> bool:
     return _has_pair(read_at, file.seek(0, 2))
 
 
-def _has_pair(read_at: Any, size: int) -> bool:
-    """Whether the first members are a picture and its text; a picture alone where the file is damaged behind it."""
-    seen: set[str] = set()
+def _has_pair(read_at: Callable[[int, int], bytes], size: int) -> bool:
+    """Whether a picture and its text are among the first members, or a picture in front of a damage."""
+    has_picture = False
     try:
         for number, pair in enumerate(_pairs(members(read_at, size))):
-            if pair.picture is not None:
-                seen.add("picture")
-            if pair.texts:
-                seen.add("text")
-            if len(seen) == 2:
+            has_picture = has_picture or pair.picture is not None
+            if pair.picture is not None and pair.texts:
                 return True
             if number == _LOOK_AT_MEMBERS:
                 return False
     except TarDamage:
-        return bool(seen)
+        return has_picture
     return False
 
 
