@@ -143,6 +143,14 @@ def open_catalogue(
             counts do not come.
     """
     library()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        (cache / f"counts-{rank:05d}.jsonl").touch()
+    except OSError as error:
+        raise DataError(
+            f"{cache}: counts of the shards cannot be kept there ({error.strerror or error}). "
+            "Cure: set EMBERVLM_CACHE to a folder that all processes can write"
+        ) from None
     shards = _count_all(files, cache, rank, ranks)
     _check_damage(shards)
     incomplete = sum(shard.incomplete for shard in shards)
@@ -181,7 +189,6 @@ def open_catalogue(
 
 
 def _count_all(files: Sequence[str], cache: Path, rank: int, ranks: int) -> list[Shard]:
-    cache.mkdir(parents=True, exist_ok=True)
     # Counted once a run for each shard, whoever counted it before.
     states = {}
     for path in files:
@@ -217,6 +224,7 @@ def _count_all(files: Sequence[str], cache: Path, rank: int, ranks: int) -> list
                 raise DataError(f"{path}: the shard changes while it is read")
             out.write(shard.line().encode())
             out.flush()
+            known[path] = shard
             if rank == 0 and (number + 1) % 1_000 == 0:
                 logger.info("%d of %d shards counted", number + 1, len(mine))
     _wait_for(look, f"the other processes' counts in {cache}", ranks, progress=lambda: len(known))

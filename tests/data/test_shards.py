@@ -354,6 +354,13 @@ def test_counts_are_kept_and_a_changed_shard_is_counted_again(tmp_path: Path, mo
     assert counted == [files[1], files[0]]
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, one_line: Any) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(DataError, match="cannot be kept there .*Cure: set EMBERVLM_CACHE") as error:
+        open_catalogue(write_shards(tmp_path / "shards", [3]), tmp_path / "cache", seed=0)
+    one_line(error.value)
+
+
 def test_processes_share_the_counting(tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
