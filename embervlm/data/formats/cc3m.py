@@ -258,6 +258,8 @@ class _Folder:
         self.pictures = pictures
         near = [_is_near(tsv.parent, Path(place)) for place in pictures.places]
         numbers = [number for number in range(len(pictures.names)) if near[pictures.place_of[number]]]
+        #: whether any of them is called by something else than a number
+        self.has_words = any(not _stem(pictures.names[number]).isdigit() for number in numbers)
         hashes = np.array([key_hash(_stem(pictures.names[number])) for number in numbers], np.uint64)
         order = np.argsort(hashes, kind="stable")
         self._hashes = array("Q", hashes[order].tobytes())
@@ -292,7 +294,7 @@ def _stem(name: str) -> str:
 def _read_tsv(file: Path, name: str, pictures: Pictures, tally: Tally) -> Iterator[Row]:
     split = split_of(file.stem)
     folder = _Folder(file, pictures)
-    shared = _shared_names(file) if len(folder) else frozenset()
+    shared = _shared_names(file) if folder.has_words else frozenset()
     for row, columns in enumerate(_lines(file)):
         tally.records += 1
         if not 2 <= len(columns) <= 3:
@@ -320,7 +322,7 @@ def _by_row(folder: _Folder, row: int, url: str, shared: frozenset[int]) -> int 
     found = folder.find(f"{row:09d}")
     if found is None:
         found = folder.find(str(row))
-    if found is None:
+    if found is None and folder.has_words:
         stem = _url_stem(url)
         if stem and key_hash(stem) not in shared:
             found = folder.find(stem)
