@@ -356,7 +356,7 @@ def test_counts_are_kept_and_a_changed_shard_is_counted_again(tmp_path: Path, mo
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, one_line: Any) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(DataError, match="cannot be kept there .*Cure: set EMBERVLM_CACHE") as error:
+    with pytest.raises(DataError, match=r"cannot be kept there .*Cure: set EMBERVLM_CACHE") as error:
         open_catalogue(write_shards(tmp_path / "shards", [3]), tmp_path / "cache", seed=0)
     one_line(error.value)
 
