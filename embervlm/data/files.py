@@ -146,6 +146,7 @@ class Pictures:
         self.positions = array("q")  # of the packed ones, which come after the single files
         self.sizes = array("q")
         self.keys = array("Q")
+        self._parts: list[tuple[str, ...]] = []  # of the folders' paths
         self._outside: set[str] = set()
         seen: set[str] = set()
         for listing in listings:
@@ -155,6 +156,7 @@ class Pictures:
                 seen.add(folder)
                 self.place_of.extend([len(self.places)] * len(names))
                 self.places.append(folder)
+                self._parts.append(PurePosixPath(folder).parts)
                 self.names += names
                 self.keys.extend(key_hash(image_key(name)) for name in names)
             self._outside.update(PurePosixPath(link).name for link in listing.links_out)
@@ -223,17 +225,17 @@ class Pictures:
             self._hints, self._found = (split_folder, near), {}
         # Only names that passed the check are remembered, so a name found here needs no second one.
         if not isinstance(name, str) or name not in self._found:
-            path = relative_name(name, place)
-            found = self._find(path, split_folder, near)
-            if found is None and not self._outside.isdisjoint(path.parts):
+            parts = relative_name(name, place).parts
+            found = self._find(parts, split_folder, near)
+            if found is None and not self._outside.isdisjoint(parts):
                 raise DataError(
                     f"{place}: picture {name!r:.120} leaves the data folder by a link; put the file itself there"
                 )
             self._found[str(name)] = found
         return self._found[str(name)]
 
-    def _find(self, name: PurePosixPath, split_folder: str | None, near: Path | None) -> int | None:
-        key = image_key(name.name)
+    def _find(self, name: tuple[str, ...], split_folder: str | None, near: Path | None) -> int | None:
+        key = image_key(name[-1])
         is_coco = key.startswith("coco/")
         wanted = key_hash(key)
         fitting: list[int] = []
@@ -243,16 +245,16 @@ class Pictures:
             if image_key(self.names[number]) == key:  # two keys could share their 64 bits
                 fitting.append(number)
             at += 1
-        if len(fitting) == 1 and (is_coco or len(name.parts) == 1):
+        if len(fitting) == 1 and (is_coco or len(name) == 1):
             return fitting[0]
         ranked = []
         for number in fitting:
-            parts = PurePosixPath(self.places[self.place_of[number]], self.names[number]).parts
-            agreeing = _common(reversed(parts), reversed(name.parts))
-            if not is_coco and agreeing < min(2, len(name.parts)):
+            folders = self._parts[self.place_of[number]]
+            agreeing = _common(reversed((*folders, self.names[number])), reversed(name))
+            if not is_coco and agreeing < min(2, len(name)):
                 continue
-            closeness = _common(parts, near.parts) if near else 0
-            ranked.append(((agreeing, split_folder in parts[:-1], closeness), number))
+            closeness = _common(folders, near.parts) if near else 0
+            ranked.append(((agreeing, split_folder in folders, closeness), number))
         if not ranked:
             return None
         best = max(rank for rank, _ in ranked)

@@ -93,8 +93,8 @@ class StrictDecoder:
         try:
             text = data.decode()
             value, end = self.raw(text, 0)
-            if self.blanks(text, end) != len(text):
-                raise json.JSONDecodeError("Extra data", text, end)
+            if (rest := self.blanks(text, end)) != len(text):
+                raise json.JSONDecodeError("Extra data", text, rest)
         except UnicodeDecodeError as error:
             raise DataError(f"{place}: not UTF-8 text (byte {error.start})") from None
         except (json.JSONDecodeError, Refused) as error:
@@ -146,8 +146,8 @@ def read_json(path: Path, *, shrink: Callable[[dict[str, Any]], Any] | None = No
     decoder = StrictDecoder(path, shrink)
     try:
         value, end = decoder.raw(text, 0)
-        if decoder.blanks(text, end) != len(text):
-            raise json.JSONDecodeError("Extra data", text, end)
+        if (rest := decoder.blanks(text, end)) != len(text):
+            raise json.JSONDecodeError("Extra data", text, rest)
     except (json.JSONDecodeError, Refused) as error:
         reason = "ends too early" if error.pos >= len(text.rstrip()) else error.msg
         line = text.count("\n", 0, error.pos) + 1

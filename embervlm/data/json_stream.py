@@ -1,12 +1,13 @@
 """Annotation files of any size, read once in blocks: the readers of ``formats`` take their records from here.
 
-A block ends before a record that begins as the first one did. That is a guess, and the decoder proves it: a block cut
-inside a record or a text does not parse. Blocks that do not parse, or in which a wanted key may occur twice, are read
-again record by record with Python's own parser, which is strict and says where a damage is.
+A block ends where its last bytes look least nested. That is a guess, and the decoder proves it: a block cut inside a
+record or a text does not parse. Blocks that do not parse, or in which a wanted key may occur twice, are read again
+record by record with Python's own parser, which is strict and says where a damage is.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -25,8 +26,8 @@ MAX_VALUE_BYTES = 16 * 1024**2
 MAX_FILE_BYTES = 64 * 1024**3
 
 _BLANKS = b" \t\r\n"
-_FIRST_KEY = re.compile(rb'\{[ \t\r\n]*"(?:[^"\\]|\\.)*"')
-_KEYED_FIRST_KEY = re.compile(rb'"(?:[^"\\]|\\.)*"[ \t\r\n]*:[ \t\r\n]*(\{[ \t\r\n]*"(?:[^"\\]|\\.)*")')
+_BETWEEN_RECORDS = re.compile(rb'\}[ \t\r\n]*(,)[ \t\r\n]*["{]')
+_WINDOW_BYTES = 64 * 1024
 _END = re.compile(r"trailing characters \(byte (\d+)\)")
 # An ASCII letter, digit or underscore written as an escape could hide a second key of the same name.
 _ESCAPED_KEY = re.compile(rb"\\u00(?:3[0-9]|[46][1-9a-fA-F]|[57][0-9aA]|5[fF])")
@@ -83,7 +84,9 @@ def read_keyed(path: Path, record: type[S]) -> Iterator[Block[S]]:
         source.expect_end()
 
 
-def read_lists(path: Path, wanted: Mapping[str, type[S]], values: dict[str, Any] | None = None) -> Iterator[Block[S]]:
+def read_lists(
+    path: Path, wanted: Mapping[str, type[Any]], values: dict[str, Any] | None = None
+) -> Iterator[Block[Any]]:
     """Stream the lists of records in a file's top-level object.
 
     Args:
@@ -288,17 +291,14 @@ def _sequence(
     """The records up to the bracket that closes the list or object whose opening bracket has just been read."""
     opening, closing = (b"{", b"}") if keyed else (b"[", b"]")
     decoder = msgspec.json.Decoder(dict[str, record] if keyed else list[record])  # type: ignore[valid-type]
-    fields = [b'"' + field.encode_name.encode() + b'"' for field in msgspec.structs.fields(record)]
-    pattern: bytes | None = None
+    keys = _Keys(record, nested)
     start = 0
     if source.blank_then() == closing:
         source.drop(1)
         return
     while True:
         source.fill(BLOCK_BYTES)
-        if start == 0:
-            pattern = _first_key(source.data, keyed)
-        cut, closed = _cut(source, pattern)
+        cut, closed = (len(source.data), True) if source.at_end else (_cut(source.data), False)
         names: list[str] = []
         try:
             cut, closed, found = _decode(decoder, source.data, cut, closed, opening, closing)
@@ -306,10 +306,11 @@ def _sequence(
             names = list(found) if keyed else []
             block = source.data[:cut]
             sound = block.isascii() or block.decode() is not None
-            if not sound or _may_repeat(block, fields, records, nested):
+            if not sound or keys.may_repeat(block, records):
                 raise msgspec.DecodeError("to be looked at closely")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             records, names, cut, closed = _one_by_one(source, cut or len(source.data), record, keyed)
+            keys.learn(source.data[:cut], records)
         if records:
             yield Block(key, start, records, names)
         start += len(records)
@@ -324,22 +325,25 @@ def _sequence(
             source.fail(0, "not valid JSON (a comma before the list's end)")
 
 
-def _first_key(data: bytes, keyed: bool) -> bytes | None:
-    found = (_KEYED_FIRST_KEY if keyed else _FIRST_KEY).match(data)
-    return None if found is None else found.group(1 if keyed else 0)
+def _cut(data: bytes) -> int:
+    """Where the last whole record seems to end, or 0 where no place is seen.
+
+    Brackets inside texts can mislead, and the list can end earlier; the decoder finds both out.
+    """
+    start = max(0, len(data) - _WINDOW_BYTES)
+    window = data[start:]
+    best, least, depth, done = 0, 1, 0, 0
+    for found in _BETWEEN_RECORDS.finditer(window):
+        place = found.start(1)
+        part = window[done:place]
+        depth += part.count(b"{") + part.count(b"[") - part.count(b"}") - part.count(b"]")
+        done = place
+        if depth <= least or not best:
+            best, least = place, depth
+    return start + best if best else 0
 
 
-def _cut(source: _Source, pattern: bytes | None) -> tuple[int, bool]:
-    """Where the block is to end, and whether the list's end is thought to be in it; 0 where no place is seen."""
-    if source.at_end:
-        return len(source.data), True
-    last = source.data.rfind(pattern, 1) if pattern is not None else -1
-    return max(source.data.rfind(b",", 0, last) if last > 0 else 0, 0), False
-
-
-def _decode(
-    decoder: Any, data: bytes, cut: int, closed: bool, opening: bytes, closing: bytes
-) -> tuple[int, bool, Any]:
+def _decode(decoder: Any, data: bytes, cut: int, closed: bool, opening: bytes, closing: bytes) -> tuple[int, bool, Any]:
     """Decode the block; the place behind it, whether it closes the list, and the records."""
     if cut == 0:
         raise msgspec.DecodeError("no place to cut at")
@@ -350,24 +354,37 @@ def _decode(
         end = _END.search(str(error))
         if end is None:
             raise
-    cut = int(end.group(1)) - 1  # the list ends inside the block
+    cut = int(end.group(1)) - 2  # the list ends inside the block; the number counts the bracket and the next byte
     return cut, True, decoder.decode(b"".join((opening, view[:cut])))
 
 
-def _may_repeat(block: bytes, fields: list[bytes], records: list[Any], nested: Nested | None) -> bool:
-    if any(block.count(field) > len(records) for field in fields):
-        return True
-    if nested is not None:
-        names, count = nested
-        most = sum(count(record) for record in records)
-        if any(block.count(b'"' + name.encode() + b'"') > most for name in names):
+class _Keys:
+    """Tells from the bytes of a block whether one of its records could hold a wanted key twice."""
+
+    def __init__(self, record: type[Any], nested: Nested | None = None) -> None:
+        self._wanted = {b'"' + field.encode_name.encode() + b'"': 1 for field in _fields(record)}
+        names, self._count_nested = nested or ((), len)
+        self._nested = [b'"' + name.encode() + b'"' for name in names]
+
+    def may_repeat(self, block: bytes, records: list[Any]) -> bool:
+        """Whether a wanted key stands there more often than it should; texts can look like keys."""
+        if any(block.count(key) > times * len(records) for key, times in self._wanted.items()):
             return True
-    return b"\\u00" in block and _ESCAPED_KEY.search(block) is not None
+        if self._nested:
+            most = sum(map(self._count_nested, records))
+            if any(block.count(key) > most for key in self._nested):
+                return True
+        return b"\\u00" in block and _ESCAPED_KEY.search(block) is not None
+
+    def learn(self, block: bytes, records: list[Any]) -> None:
+        """Take from a block that was found sound how often each key stands in a record and the objects inside it."""
+        for key in self._wanted:
+            times, rest = divmod(block.count(key), len(records) or 1)
+            if times > 1 and rest == 0:
+                self._wanted[key] = times
 
 
-def _one_by_one(
-    source: _Source, size: int, record: type[S], keyed: bool
-) -> tuple[list[S], list[str], int, bool]:
+def _one_by_one(source: _Source, size: int, record: type[S], keyed: bool) -> tuple[list[S], list[str], int, bool]:
     """Parse the records of the first ``size`` bytes strictly: records, their keys, bytes used, whether the list closed.
 
     The last record may be cut by the block's end and is then left.
@@ -405,12 +422,16 @@ def _one_by_one(
         size = len(source.data)
 
 
+@functools.cache
+def _fields(record: type[msgspec.Struct]) -> tuple[Any, ...]:
+    return tuple(msgspec.structs.fields(record))
+
+
 def _as(record: type[S], value: Any) -> S:
     """The wanted fields of a parsed object."""
     if not isinstance(value, dict):
         return record()
-    wanted = {field.name: value[field.encode_name] for field in msgspec.structs.fields(record) if field.encode_name in value}
-    return record(**wanted)
+    return record(**{f.name: value[f.encode_name] for f in _fields(record) if f.encode_name in value})
 
 
 def _lines(decoder: Any, record: type[S], whole: bytes, lines: list[bytes]) -> list[S] | None:
@@ -422,6 +443,5 @@ def _lines(decoder: Any, record: type[S], whole: bytes, lines: list[bytes]) -> l
         found: list[S] = decoder.decode(b"".join((b"[", b",".join(filled), b"]")))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    fields = [b'"' + field.encode_name.encode() + b'"' for field in msgspec.structs.fields(record)]
     # Joined lines could also parse where a record goes over two lines, or two stand in one.
-    return None if len(found) != len(filled) or _may_repeat(whole, fields, found, None) else found
+    return None if len(found) != len(filled) or _Keys(record).may_repeat(whole, found) else found

@@ -3,41 +3,57 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-import random
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import os
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from embervlm.data.files import ImageFolder, Listing, list_folder
+import numpy as np
+from numpy.typing import NDArray
+
+from embervlm.data.files import Listing, Pictures, list_folder
 from embervlm.data.formats import FORMATS
-from embervlm.data.formats.record import Format, Ledger, Tally
+from embervlm.data.formats.record import Format, Ledger, Row, Tally, split_of
+from embervlm.data.index import (
+    INDEX_VERSION,
+    VALIDATION,
+    Index,
+    IndexedSamples,
+    is_in,
+    open_index,
+    write_index,
+)
 from embervlm.data.json_files import peek_json, read_json
-from embervlm.data.sample import DataError, Sample, image_key, split_by_key
+from embervlm.data.sample import DataError
 
 logger = logging.getLogger(__name__)
 
 Stage = Literal[1, 2]
 
 _NAMED_AT_MOST = 8
+_CHECKED_WHOLE_BYTES = 64 * 1024**2
+_WAIT_SECONDS, _WAIT_LINE_SECONDS = 0.2, 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """How many samples are kept at most, drawn uniformly with the run's seed; None keeps all.
+    """How much is kept at most, drawn uniformly with the run's seed; None keeps all.
 
     Attributes:
         per_dataset: training samples of one data set.
         total: training samples of all data sets.
         validation: validation samples of all data sets.
+        files: training files of a data set that comes in many large ones, which is GQA.
     """
 
     per_dataset: int | None = None
     total: int | None = None
     validation: int | None = 2_000
+    files: int | None = 5
 
     @classmethod
     def of_stage(cls, stage: Stage) -> Caps:
@@ -89,8 +105,8 @@ class SourceReport:
 class LoadedData:
     """The samples of one stage and what was left out on the way to them."""
 
-    train: list[Sample]
-    validation: list[Sample]
+    train: IndexedSamples
+    validation: IndexedSamples
     report: list[SourceReport] = field(default_factory=list)
 
 
@@ -102,14 +118,17 @@ def load_base(
     seed: int = 0,
     validation_share: float = 0.02,
     caps: Caps | None = None,
+    datasets: Sequence[str] | None = None,
 ) -> LoadedData:
-    """Read every data set of a stage below ``folder``.
+    """Index every data set of a stage below ``folder``, or open its index, and draw the run's samples.
 
     Annotation files are recognised by their content, whatever they and their folders are called; pictures are looked
     for below ``folder`` and ``extra_image_roots``. Stage 1 takes captions and questions with answers, stage 2
     conversations. No picture is in training and validation both, in any data set: what the publishers call validation
     or test is validation only, a share of the pictures of the data sets without such files is split off, and training
     records about any of these pictures are left out.
+
+    Of several processes on one machine the first writes the index and the others wait for it.
 
     Args:
         folder: a folder, or one annotation file, with pictures beside or below it.
@@ -118,48 +137,95 @@ def load_base(
         seed: of the split and of the draws under the caps.
         validation_share: share of the pictures that is split off, for data sets without a validation file.
         caps: limits on what is kept; the recipe's unless given.
+        datasets: names of the data sets to read; all unless given.
 
     Raises:
-        DataError: the folder is missing, holds no data of this stage or none that can be used; or a file is damaged
-            (see the readers in ``formats``).
+        DataError: the folder is missing, holds no data of this stage or none that can be used; a name in ``datasets``
+            is unknown; or a file is damaged (see the readers in ``formats``).
     """
     folder = Path(folder)
     caps = caps or Caps.of_stage(stage)
-    formats = [reader for reader in FORMATS if reader.stage == stage]
-    listing, images = _list(folder, extra_image_roots, formats)
-    found = _recognise(listing, folder, formats, stage)
-    ledger = Ledger()
-    samples: list[Sample] = []
-    for reader in formats:
-        if found[reader.name]:
-            samples.extend(reader.read(found[reader.name], images, ledger))
-    samples, duplicates = _without_repeats(samples)
-    for dataset, tally in ledger.items():
+    formats = _wanted_formats(stage, datasets)
+    if not folder.exists():
+        names = ", ".join(reader.name for reader in formats)
+        raise DataError(f"{folder}: no such folder; expected one with {names}")
+    index = _index(folder, stage, [Path(root) for root in extra_image_roots], formats, caps, seed)
+    tallies = {name: tally for name, tally in index.tallies.items() if datasets is None or name in datasets}
+    for dataset, tally in tallies.items():
         _log_tally(dataset, tally)
-    if not samples:
-        reasons = "; ".join(_left_out(dataset, tally) for dataset, tally in ledger.items())
+    chosen = np.array([name in tallies for name in index.datasets], np.bool_)
+    columns = _Columns(index, chosen)
+    if not columns.usable.any():
+        reasons = "; ".join(_left_out(dataset, tally) for dataset, tally in tallies.items())
         raise DataError(f"{folder}: no usable record for stage {stage}: {reasons}")
 
-    train, validation, held_out = _split(samples, validation_share, seed)
-    kept_train, kept_validation = _under_caps(train, validation, caps, seed)
-    if not kept_train:
-        raise DataError(f"{folder}: nothing to train on in stage {stage}: all {len(samples):,} samples are validation")
-    report = _report(stage, ledger, duplicates, held_out, (train, validation), (kept_train, kept_validation))
+    train, validation, held_out = _split(columns, validation_share, seed)
+    kept_train, kept_validation = _under_caps(columns, train, validation, caps, seed)
+    if not len(kept_train):
+        raise DataError(
+            f"{folder}: nothing to train on in stage {stage}: all {len(validation):,} samples are validation"
+        )
+    report = _report(stage, tallies, columns, held_out, (train, validation), (kept_train, kept_validation))
     for row in report:
         logger.info(
             "%s: %s for training, %s for validation (%s held out with their picture, %s over a cap, %s repeated)",
             row.dataset,
             *(f"{n:,}" for n in (row.train, row.validation, row.held_out, row.over_cap, row.duplicates)),
         )
-    return LoadedData(kept_train, kept_validation, report)
+    return LoadedData(IndexedSamples(index, kept_train), IndexedSamples(index, kept_validation), report)
 
 
-def _list(folder: Path, extra_image_roots: Sequence[str | Path], formats: list[Format]) -> tuple[Listing, ImageFolder]:
-    if not folder.exists():
-        names = ", ".join(reader.name for reader in formats)
-        raise DataError(f"{folder}: no such folder; expected one with {names}")
-    listing = list_folder(folder if folder.is_dir() else folder.parent)
-    listings = [listing, *(list_folder(Path(root)) for root in extra_image_roots)]
+def dataset_names(stage: Stage | None = None) -> tuple[str, ...]:
+    """The data sets that can be read, by the names that ``datasets`` takes."""
+    return tuple(name for reader in FORMATS if stage in (None, reader.stage) for name in reader.datasets)
+
+
+def _wanted_formats(stage: Stage, datasets: Sequence[str] | None) -> list[Format]:
+    unknown = [name for name in datasets or () if name not in dataset_names()]
+    if unknown:
+        raise DataError(f"data set {unknown[0]!r:.60} is not known; there are: {', '.join(dataset_names())}")
+    formats = [reader for reader in FORMATS if reader.stage == stage]
+    if datasets is not None:
+        formats = [reader for reader in formats if set(reader.datasets) & set(datasets)]
+        if not formats:
+            raise DataError(
+                f"none of the data sets {', '.join(datasets)} is for stage {stage}; there are:"
+                f" {', '.join(dataset_names(stage))}"
+            )
+    return formats
+
+
+def _index(folder: Path, stage: Stage, roots: list[Path], formats: list[Format], caps: Caps, seed: int) -> Index:
+    """Open the index of these folders and formats, or write it."""
+    settings = {
+        "version": INDEX_VERSION,
+        "folder": str(folder.resolve()),
+        "roots": [str(root.resolve()) for root in roots],
+        "stage": stage,
+        "formats": [reader.name for reader in formats],
+    }
+    name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
+    drawn = {"files": caps.files, "seed": seed}
+    found = open_index(name, drawn)
+    if found is None and os.environ.get("LOCAL_RANK", "0") != "0":
+        # No collective, which could time out while a large folder is read. If the first process fails, torchrun ends
+        # this one.
+        waited = 0.0
+        while found is None:
+            time.sleep(_WAIT_SECONDS)
+            waited += _WAIT_SECONDS
+            if waited % _WAIT_LINE_SECONDS < _WAIT_SECONDS:
+                logger.info("waiting for the index of %s", folder)
+            found = open_index(name, drawn)
+    if found is None:
+        found = _write(name, folder, stage, roots, formats, drawn)
+    return found
+
+
+def _write(
+    name: str, folder: Path, stage: Stage, roots: list[Path], formats: list[Format], drawn: dict[str, Any]
+) -> Index:
+    listings = [list_folder(folder if folder.is_dir() else folder.parent), *map(list_folder, roots)]
     for each in listings:
         if each.links_out:
             logger.warning(
@@ -168,34 +234,72 @@ def _list(folder: Path, extra_image_roots: Sequence[str | Path], formats: list[F
                 f"{len(each.links_out):,}",
                 each.links_out[0],
             )
-    return listing, ImageFolder(listings)
+    found, looked_at = _recognise(listings[0], folder, formats, stage)
+    all_read = True
+    for reader in formats:
+        if reader.few_files and drawn["files"] is not None:
+            read = _few(found[reader.name], drawn["files"], drawn["seed"])
+            if len(read) < len(found[reader.name]):
+                logger.info("%s: %d of %d files drawn", reader.name, len(read), len(found[reader.name]))
+                found[reader.name], all_read = read, False
+    pictures, ledger = Pictures(listings), Ledger()
+    started = time.monotonic()
+    logger.info("%s: reading %d annotation files into an index", folder, sum(len(found[each.name]) for each in formats))
+
+    def rows() -> Iterator[Row]:
+        for reader in formats:
+            if found[reader.name]:
+                yield from reader.read(found[reader.name], pictures, ledger)
+
+    index = write_index(name, rows(), pictures, ledger, listings, looked_at, None if all_read else drawn)
+    logger.info("%s: %s usable records indexed in %.1f s", folder, f"{index.rows:,}", time.monotonic() - started)
+    return index
 
 
-def _recognise(listing: Listing, folder: Path, wanted: list[Format], stage: Stage) -> dict[str, list[Path]]:
-    """Which files each format is to read; what no format reads is named in one line."""
-    candidates = listing.with_suffix(".json") if folder.is_dir() else [folder.resolve()]
+def _few(files: list[Path], at_most: int, seed: int) -> list[Path]:
+    """All validation files and a seeded draw of the training files."""
+    train = [file for file in files if split_of(file.stem) == "train"]
+    by_hash = sorted(train, key=lambda file: hashlib.sha256(f"{seed}/{file.name}".encode()).digest())
+    kept = set(by_hash[:at_most])
+    return [file for file in files if file in kept or file not in train]
+
+
+def _recognise(
+    listing: Listing, folder: Path, wanted: list[Format], stage: Stage
+) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Which files each format is to read, and all that were looked at; what no format reads is named in one line."""
+    suffixes = (".json", ".jsonl", *(suffix for reader in FORMATS for suffix in reader.suffixes))
+    candidates = listing.with_suffix(*suffixes) if folder.is_dir() else [folder.resolve()]
     found: dict[str, list[Path]] = {reader.name: [] for reader in FORMATS}
     unknown: list[Path] = []
     for file in candidates:
-        head = peek_json(file)
-        reader = None if head is None else next((each for each in FORMATS if each.recognise(head)), None)
-        if reader is None:
-            unknown.append(file)
-        else:
-            found[reader.name].append(file)
+        reader = _format_of(file)
+        (unknown if reader is None else found[reader.name]).append(file)
     if not any(found[reader.name] for reader in wanted):
         if folder.is_file():
             read_json(folder)  # a damaged file is told with the place of the damage
         layouts = "; ".join(f"{reader.name} ({reader.layout})" for reader in wanted)
         raise DataError(
-            f"{folder}: no data set for stage {stage} among {len(candidates):,} JSON files; looked for {layouts}"
+            f"{folder}: no data set for stage {stage} among {len(candidates):,} files; looked for {layouts}"
         )
+    for file in unknown:
+        # A damaged annotation file would otherwise look like one that nobody reads.
+        if file.suffix.lower() == ".json" and file.stat().st_size <= _CHECKED_WHOLE_BYTES:
+            read_json(file)
     if unknown:
         logger.info("not recognised, passed over: %s", _names(unknown, listing.root))
     other = [file for reader in FORMATS if reader not in wanted for file in found[reader.name]]
     if other:
-        logger.info("of another stage, passed over: %s", _names(other, listing.root))
-    return found
+        logger.info("of another stage or not asked for, passed over: %s", _names(other, listing.root))
+    return found, candidates
+
+
+def _format_of(file: Path) -> Format | None:
+    if file.suffix.lower() in (".json", ".jsonl"):
+        head = peek_json(file)
+        return None if head is None else next((each for each in FORMATS if each.recognise(head)), None)
+    fitting = (each for each in FORMATS if file.name.lower().endswith(each.suffixes or ("\0",)))
+    return next((each for each in fitting if each.recognise_file(file)), None)
 
 
 def _names(files: Sequence[Path], root: Path) -> str:
@@ -203,68 +307,85 @@ def _names(files: Sequence[Path], root: Path) -> str:
     return named + (f" and {len(files) - _NAMED_AT_MOST:,} more" if len(files) > _NAMED_AT_MOST else "")
 
 
-def _without_repeats(samples: list[Sample]) -> tuple[list[Sample], Counter[str]]:
-    """Drop records that a second file repeats, such as COCO's 2014 captions that are in its 2017 files too."""
-    kept: dict[str, Sample] = {}
-    repeated: Counter[str] = Counter()
-    for sample in samples:
-        # The publisher's validation file decides where a record belongs.
-        if sample.id not in kept or (sample.split == "validation" and kept[sample.id].split == "train"):
-            repeated[sample.dataset] += sample.id in kept
-            kept[sample.id] = sample
-        else:
-            repeated[sample.dataset] += 1
-    return list(kept.values()), repeated
+class _Columns:
+    """The numbers of an index's rows that decide what is kept of them.
+
+    Attributes:
+        dataset: each row's data set, as a place in ``names``.
+        official: rows that the publishers call validation or test.
+        key: what identifies each row's picture or text.
+        usable: rows of the chosen data sets that are not repeated elsewhere.
+    """
+
+    def __init__(self, index: Index, chosen: NDArray[np.bool_]) -> None:
+        self.names = index.datasets
+        self.dataset = index.column("dataset")
+        self.official = index.column("split") == VALIDATION
+        self.key: NDArray[np.uint64] = index.column("key")
+        repeated = index.repeated()
+        in_chosen = chosen[self.dataset] if len(chosen) else np.zeros(0, np.bool_)
+        self.usable = in_chosen & ~repeated
+        self.duplicates = self.count(np.flatnonzero(in_chosen & repeated))
+
+    def count(self, rows: NDArray[Any]) -> dict[str, int]:
+        """How many of ``rows`` each data set has."""
+        counts = np.bincount(self.dataset[rows], minlength=len(self.names))
+        return {name: int(count) for name, count in zip(self.names, counts, strict=True)}
 
 
-def _text_key(sample: Sample) -> str:
-    return "text/" + hashlib.sha256(repr(sample.turns).encode()).hexdigest()
+def _split(columns: _Columns, share: float, seed: int) -> tuple[NDArray[Any], NDArray[Any], dict[str, int]]:
+    """Training rows, validation rows, and how many training records each data set loses to validation pictures."""
+    official = columns.usable & columns.official
+    rest = columns.usable & ~columns.official
+    has_official = np.zeros(len(columns.names), np.bool_)
+    has_official[np.unique(columns.dataset[official])] = True
+    to_split = rest & ~has_official[columns.dataset]
+    drawn = _draw_keys(np.unique(columns.key[to_split]), share, seed)
+    in_drawn = is_in(columns.key, drawn)
+    held = in_drawn | is_in(columns.key, np.unique(columns.key[official]))
+    validation = official | (to_split & in_drawn)
+    held_out = rest & held & ~validation
+    train = rest & ~held
+    return np.flatnonzero(train), np.flatnonzero(validation), columns.count(np.flatnonzero(held_out))
 
 
-def _split(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample], Counter[str]]:
-    """Training and validation samples, and how many training records each data set loses to validation pictures."""
-    of_image = {image: image_key(image) for image in {sample.image for sample in samples} if image is not None}
-    keys = {sample.id: _text_key(sample) if sample.image is None else of_image[sample.image] for sample in samples}
-    official = [sample for sample in samples if sample.split == "validation"]
-    with_official = {sample.dataset for sample in official}
-    rest = [sample for sample in samples if sample.split == "train"]
-    to_split = [sample for sample in rest if sample.dataset not in with_official]
-    _, drawn = split_by_key(to_split, lambda sample: keys[sample.id], share, seed)
-    held_out_keys = {keys[sample.id] for sample in (*official, *drawn)}
+def _draw_keys(keys: NDArray[np.uint64], share: float, seed: int) -> NDArray[np.uint64]:
+    """The share of ``keys`` whose seeded hashes are smallest; at least one of two or more when the share is above 0.
 
-    drawn_ids = {sample.id for sample in drawn}
-    train: list[Sample] = []
-    validation = list(official)
-    held_out: Counter[str] = Counter()
-    for sample in rest:
-        if sample.id in drawn_ids:
-            validation.append(sample)
-        elif keys[sample.id] in held_out_keys:
-            held_out[sample.dataset] += 1
-        else:
-            train.append(sample)
-    return train, validation, held_out
+    Whether a key is drawn hardly depends on the others, so that a folder that grows keeps most of its split.
+    """
+    count = round(share * len(keys))
+    if share > 0 and len(keys) > 1:
+        count = min(max(count, 1), len(keys) - 1)
+    mixed = _mix(keys ^ _mix(np.array([seed], np.uint64)))
+    return keys[np.argsort(mixed, kind="stable")[:count]]
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of 64-bit numbers that looks random."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def _under_caps(
-    train: list[Sample], validation: list[Sample], caps: Caps, seed: int
-) -> tuple[list[Sample], list[Sample]]:
-    by_dataset: dict[str, list[Sample]] = {}
-    for sample in train:
-        by_dataset.setdefault(sample.dataset, []).append(sample)
+    columns: _Columns, train: NDArray[Any], validation: NDArray[Any], caps: Caps, seed: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
     kept = [
-        sample
-        for dataset, group in by_dataset.items()
-        for sample in _draw(group, caps.per_dataset, f"{seed}/train/{dataset}")
+        _draw(train[columns.dataset[train] == number], caps.per_dataset, f"{seed}/train/{name}")
+        for number, name in enumerate(columns.names)
     ]
-    return _draw(kept, caps.total, f"{seed}/train"), _draw(validation, caps.validation, f"{seed}/validation")
+    joined = np.sort(np.concatenate(kept))
+    return _draw(joined, caps.total, f"{seed}/train"), _draw(validation, caps.validation, f"{seed}/validation")
 
 
-def _draw(samples: list[Sample], at_most: int | None, seed: str) -> list[Sample]:
+def _draw(rows: NDArray[Any], at_most: int | None, seed: str) -> NDArray[Any]:
     """A uniform draw without replacement, in the given order."""
-    if at_most is None or len(samples) <= at_most:
-        return samples
-    return [samples[place] for place in sorted(random.Random(seed).sample(range(len(samples)), at_most))]
+    if at_most is None or len(rows) <= at_most:
+        return rows
+    numbers = np.random.default_rng(list(hashlib.sha256(seed.encode()).digest()))
+    return np.sort(numbers.choice(rows, at_most, replace=False, shuffle=False))
 
 
 def _left_out(dataset: str, tally: Tally) -> str:
@@ -272,7 +393,7 @@ def _left_out(dataset: str, tally: Tally) -> str:
     if tally.missing_images:
         parts.append(f"{tally.missing_images:,} image not found (first: {tally.first_missing})")
     if not tally.records:
-        parts += [re.sub(r"^.*: ", "", note) for note in tally.notes]
+        parts += [note.rpartition(": ")[2] for note in tally.notes]
     return f"{dataset}: {tally.records:,} records, left out: {', '.join(parts) or 'none'}"
 
 
@@ -292,14 +413,14 @@ def _log_tally(dataset: str, tally: Tally) -> None:
 
 def _report(
     stage: Stage,
-    ledger: Ledger,
-    duplicates: Counter[str],
-    held_out: Counter[str],
-    before_caps: tuple[list[Sample], list[Sample]],
-    kept: tuple[list[Sample], list[Sample]],
+    tallies: dict[str, Tally],
+    columns: _Columns,
+    held_out: dict[str, int],
+    before_caps: tuple[NDArray[Any], NDArray[Any]],
+    kept: tuple[NDArray[Any], NDArray[Any]],
 ) -> list[SourceReport]:
-    before = _by_dataset(sample for part in before_caps for sample in part)
-    train, validation = (_by_dataset(part) for part in kept)
+    before = columns.count(np.concatenate(before_caps))
+    train, validation = (columns.count(rows) for rows in kept)
     return [
         SourceReport(
             dataset=dataset,
@@ -311,16 +432,12 @@ def _report(
             rejected=dict(tally.rejected),
             missing_images=tally.missing_images,
             first_missing=tally.first_missing,
-            duplicates=duplicates[dataset],
-            held_out=held_out[dataset],
-            over_cap=before[dataset] - train[dataset] - validation[dataset],
-            train=train[dataset],
-            validation=validation[dataset],
+            duplicates=columns.duplicates.get(dataset, 0),
+            held_out=held_out.get(dataset, 0),
+            over_cap=before.get(dataset, 0) - train.get(dataset, 0) - validation.get(dataset, 0),
+            train=train.get(dataset, 0),
+            validation=validation.get(dataset, 0),
         )
-        for dataset, tally in ledger.items()
+        for dataset, tally in tallies.items()
         if tally.records
     ]
-
-
-def _by_dataset(samples: Iterable[Sample]) -> Counter[str]:
-    return Counter(sample.dataset for sample in samples)

@@ -6,21 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from embervlm.data.files import ImageFolder, list_folder
-from embervlm.data.sample import DataError
+from embervlm.data.files import Pictures, list_folder
+from embervlm.data.sample import DataError, PackedPicture, key_hash
 
 
-def _tree(root: Path, *files: str) -> ImageFolder:
+def _tree(root: Path, *files: str) -> Pictures:
     for file in files:
         path = root / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
-    return ImageFolder.of(root)
+    return Pictures.of(root)
 
 
-def _found(images: ImageFolder, root: Path, name: str, **hints: object) -> str | None:
-    path = images.find(name, "a.json: record 3", **hints)
-    return None if path is None else str(path.relative_to(root.resolve()))
+def _found(images: Pictures, root: Path, name: str, **hints: object) -> str | None:
+    number = images.find(name, "a.json: record 3", **hints)
+    if number is None:
+        return None
+    path = images[number]
+    assert isinstance(path, Path)
+    return str(path.relative_to(root.resolve()))
 
 
 def test_longest_agreeing_path_wins(tmp_path: Path) -> None:
@@ -66,7 +70,7 @@ def test_coco_numbers_are_one_photograph(tmp_path: Path) -> None:
 )
 def test_refused_names(tmp_path: Path, name: object, message: str) -> None:
     with pytest.raises(DataError) as error:
-        ImageFolder.of(tmp_path).find(name, "a.json: record 3")
+        Pictures.of(tmp_path).find(name, "a.json: record 3")
     assert str(error.value).startswith("a.json: record 3: ") and message in str(error.value)
 
 
@@ -82,9 +86,30 @@ def test_links_that_leave_the_folder_are_not_followed(tmp_path: Path) -> None:
     (root / "round.jpg").symlink_to("round.jpg")
     listing = list_folder(root)
     below = lambda files: [str(Path(file).relative_to(root)) for file in files]  # noqa: E731
-    assert below(listing.files) == ["again.jpg", "in/1.jpg"]
+    found = [str(Path(folder, name)) for folder, names in listing.pictures.items() for name in names]
+    assert (below(found), listing.files) == (["again.jpg", "in/1.jpg"], ())
+    assert below(listing.folders) == [".", "in"]
     assert below(listing.links_out) == ["broken.jpg", "file.jpg", "folder", "round.jpg"]
-    assert ImageFolder.of(root).find("secret.jpg", "x") is None
+    pictures = Pictures.of(root)
+    assert pictures.find("secret.jpg", "x") is None
+    for name in ("file.jpg", "folder/secret.jpg"):
+        with pytest.raises(DataError, match=rf"a\.json: record 3: picture '{name}' leaves the data folder by a link"):
+            pictures.find(name, "a.json: record 3")
+
+
+def test_packed_pictures_come_after_the_single_ones(tmp_path: Path) -> None:
+    pictures = _tree(tmp_path, "b/2.jpg", "a/1.jpg", "a/000000000009.jpg")
+    assert pictures.add_packed(tmp_path / "x.tar", 512, 7, "x.tar/1.jpg") == 3
+    assert pictures.add_packed(tmp_path / "x.tar", 2048, 9, "x.tar/2.jpg") == 4
+    assert [str(pictures[number]).removeprefix(f"{tmp_path.resolve()}/") for number in range(3)] == [
+        "a/000000000009.jpg",
+        "a/1.jpg",
+        "b/2.jpg",
+    ]
+    assert pictures[4] == PackedPicture(tmp_path / "x.tar", 2048, 9)
+    assert list(pictures.keys) == [
+        key_hash(key) for key in ("coco/000000000009", "1.jpg", "2.jpg", "x.tar/1.jpg", "x.tar/2.jpg")
+    ]
 
 
 def test_folder_that_is_none(tmp_path: Path) -> None:

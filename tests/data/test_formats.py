@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from embervlm.data.files import ImageFolder
+from embervlm.data.files import Pictures
 from embervlm.data.formats import FORMATS, coco_captions, llava, vqa_v2
-from embervlm.data.formats.record import Ledger, Tally, split_of
+from embervlm.data.formats.record import NO_PICTURE, Ledger, Tally, split_of
 from embervlm.data.json_files import peek_json
 from embervlm.data.sample import DataError, Sample, Turn
 
@@ -29,8 +29,19 @@ def _picture(path: Path) -> Path:
 
 
 def _read(read: Callable[..., Any], root: Path, *files: Path) -> tuple[list[Sample], Ledger]:
-    ledger = Ledger()
-    return list(read(files, ImageFolder.of(root), ledger)), ledger
+    ledger, pictures = Ledger(), Pictures.of(root)
+    samples = [
+        Sample(
+            id=f"{row.dataset}/{row.id}",
+            dataset=row.dataset,
+            style=row.style,
+            image=None if row.picture == NO_PICTURE else pictures[row.picture],
+            turns=tuple(Turn(*turn) for turn in row.turns),
+            split=row.split,
+        )
+        for row in read(files, pictures, ledger)
+    ]
+    return samples, ledger
 
 
 def _counts(tally: Tally) -> tuple[int, int, int, int, dict[str, int]]:
@@ -94,12 +105,13 @@ def test_coco_captions_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ({"images": [], "annotations": {}}, "expected an object with the lists 'images' and 'annotations'"),
+        ({"images": [], "annotations": {}}, "'annotations' must be a list, found {}"),
+        ({"info": 1, "annotations": []}, "no list 'images' in the object; found annotations, info"),
         ({"images": [{"file_name": "a.jpg"}], "annotations": []}, "images[0]: expected 'id' and 'file_name'"),
         ({"images": [{"id": 1, "file_name": "a"}] * 2, "annotations": []}, "images[1]: id 1 occurs twice"),
         (
             {"images": [], "annotations": [{"id": 5, "image_id": 1, "caption": "c"}] * 2},
-            "annotations[1]: id 5 occurs twice",
+            "annotations[1]: id occurs twice",
         ),
         (
             {"images": [{"id": 1, "file_name": "../a.jpg"}], "annotations": [{"id": 5, "image_id": 1, "caption": "c"}]},
@@ -228,9 +240,9 @@ def test_vqa_duplicate_ids_are_refused(tmp_path: Path) -> None:
     once = _json(tmp_path / "a.json", {"annotations": [annotation]})
     twice = _json(tmp_path / "b.json", {"annotations": [annotation] * 2})
     questions = _json(tmp_path / "q.json", {"questions": [question] * 2})
-    with pytest.raises(DataError, match=r"q\.json: questions\[1\]: question_id 1 occurs twice"):
+    with pytest.raises(DataError, match=r"q\.json: questions\[1\]: question_id occurs twice"):
         _read(vqa_v2.read, tmp_path, questions, once)
-    with pytest.raises(DataError, match=r"b\.json: annotations\[1\]: question_id 1 occurs twice"):
+    with pytest.raises(DataError, match=r"b\.json: annotations\[1\]: question_id occurs twice"):
         _read(vqa_v2.read, tmp_path, questions, twice)
 
 

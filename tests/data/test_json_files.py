@@ -41,12 +41,16 @@ def test_json_test_suite(shared: Path) -> None:
         (b'[\n  {"a": 1},\n  {"a": ', "line 3 column 9: not valid JSON (ends too early)"),
         (b"[1,\n 2 3]", "line 2 column 4: not valid JSON (Expecting ',' delimiter)"),
         (b"[1] []", "line 1 column 5: not valid JSON (Extra data)"),
-        (b"[1, NaN]", "NaN is not a JSON number"),
-        (b"[-Infinity]", "-Infinity is not a JSON number"),
-        (b"[1e999]", "number 1e999 is too large"),
-        (b'{"a": {"b": 1, "c": 2, "b": 1}}', "key 'b' occurs twice in one object; expected once"),
+        (b"[1, NaN]", "line 1 column 1: not valid JSON (NaN is not a JSON number)"),
+        (b"[-Infinity]", "line 1 column 1: not valid JSON (-Infinity is not a JSON number)"),
+        (b"[1e999]", "line 1 column 1: not valid JSON (number 1e999 is too large)"),
+        (
+            b'{"a": {"b": 1, "c": 2, "b": 1}}',
+            "line 1 column 1: not valid JSON (key 'b' occurs twice in one object; expected once)",
+        ),
         (b'["a",\n"\xff"]', "line 2: not UTF-8 text (byte 7)"),
-        (b"[" * 100_000, "lists or objects are nested too deeply"),
+        (b"[" * 100_000, "line 1 column 1: not valid JSON (lists or objects are nested too deeply)"),
+        (b"\xef\xbb\xbf[]", "line 1: the file begins with a byte order mark; save it as UTF-8 without one"),
     ],
 )
 def test_refused_with_its_place(tmp_path: Path, content: bytes, message: str) -> None:
@@ -56,10 +60,10 @@ def test_refused_with_its_place(tmp_path: Path, content: bytes, message: str) ->
     assert str(error.value) == f"{file}: {message}"
 
 
-def test_byte_order_mark_size_limit_and_missing_file(tmp_path: Path) -> None:
-    file = _write(tmp_path / "x.json", b'\xef\xbb\xbf{"a": [1, 2.5, "\xc3\xa9"]}')
+def test_size_limit_and_missing_file(tmp_path: Path) -> None:
+    file = _write(tmp_path / "x.json", b'{"a": [1, 2.5, "\xc3\xa9"]}')
     assert read_json(file) == {"a": [1, 2.5, "é"]}
-    with pytest.raises(DataError, match=r"x\.json: 24 bytes; at most 10 are read"):
+    with pytest.raises(DataError, match=r"x\.json: 21 bytes; at most 10 are read"):
         read_json(file, max_bytes=10)
     with pytest.raises(DataError, match=r"y\.json: cannot read the file \(No such file or directory\)"):
         read_json(tmp_path / "y.json")
@@ -81,12 +85,19 @@ def test_peek_finds_the_first_record_behind_a_long_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", "[1, 2]", "3", '{"annotations": []}', '{"q1": {"annotations": {}}}', '[{"a": ']
+    "content", ["", "[]", "[1, 2]", "3", '{"annotations": []}', '[{"a": ', '{"a": {"b": ', '\ufeff[{"a": 1}]']
 )
 def test_peek_finds_nothing(tmp_path: Path, content: str) -> None:
     assert peek_json(_write(tmp_path / "x.json", content)) is None
 
 
-def test_peek_at_a_list(tmp_path: Path) -> None:
-    head = peek_json(_write(tmp_path / "x.json", '\ufeff \n[ {"a": [1]}, {"b": 2}, broken'))
-    assert head is not None and (head.key, head.first) == ("", {"a": [1]})
+def test_peek_tells_the_layouts_apart(tmp_path: Path) -> None:
+    for content, key in (
+        (' \n[ {"a": [1]}, {"b": 2}, broken', ""),
+        ('{"q1": {"a": [1]}, "q2": ', "*"),
+        ('{"a": [1]}\n{"b": 2}\n', "lines"),
+    ):
+        head = peek_json(_write(tmp_path / "x.json", content))
+        assert head is not None and (head.key, head.first) == (key, {"a": [1]})
+    head = peek_json(_write(tmp_path / "x.jsonl", '{"a": {"b": 1}}\n'))
+    assert head is not None and (head.key, head.first) == ("lines", {"a": {"b": 1}})

@@ -62,6 +62,7 @@ def _read(file: Path, pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
     tally.files.append(file)
     split, split_folder, near = split_of(file.stem), split_folder_of(file.stem), file.parent
     names: dict[Any, Any] = {}
+    found: dict[Any, int | None] = {}  # by image_id
     ids = Ids(file, "annotations", "id")
 
     def rows(block: Block[Any]) -> Iterator[Row]:
@@ -78,11 +79,14 @@ def _read(file: Path, pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
                 tally.rejected[TEXT_TOO_LONG] += 1
                 continue
             tally.with_answer += 1
-            if not isinstance(caption.image_id, (int, str)) or caption.image_id not in names:
+            image = caption.image_id
+            if not isinstance(image, (int, str)) or image not in names:
                 tally.rejected["image_id is not among the file's images"] += 1
                 continue
-            place = f"{file}: annotations[{number}]"
-            picture = tally.picture(pictures, names[caption.image_id], place, split_folder=split_folder, near=near)
+            if image not in found:
+                place = f"{file}: annotations[{number}]"
+                found[image] = pictures.find(names[image], place, split_folder=split_folder, near=near)
+            picture = tally.count_picture(found[image], names[image])
             if picture is not None:
                 yield Row(DATASET, caption.id, "caption", split, picture, (("", text),))
 

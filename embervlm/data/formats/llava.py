@@ -121,7 +121,12 @@ def _turns(messages: Any, *, has_image: bool) -> list[tuple[str, str]] | str:
 
 def _recognise(head: Head) -> bool:
     messages = head.first.get("conversations")
-    if head.key not in ("", LINES) or not isinstance(messages, list) or not messages or not isinstance(messages[0], dict):
+    if (
+        head.key not in ("", LINES)
+        or not isinstance(messages, list)
+        or not messages
+        or not isinstance(messages[0], dict)
+    ):
         return False
     # Other sets keep their pictures under another key; read as LLaVA's they would all be conversations about nothing.
     known = {"image", "input_image"} & head.first.keys()

@@ -102,7 +102,10 @@ class Tally:
         self, pictures: Pictures, name: object, place: str, *, split_folder: str | None, near: Path
     ) -> int | None:
         """Find a usable record's picture and count the outcome; see :meth:`Pictures.find`."""
-        found = pictures.find(name, place, split_folder=split_folder, near=near)
+        return self.count_picture(pictures.find(name, place, split_folder=split_folder, near=near), name)
+
+    def count_picture(self, found: int | None, name: object) -> int | None:
+        """Count whether a usable record's picture called ``name`` was found."""
         if found is None:
             self.missing_images += 1
             self.first_missing = self.first_missing or str(name)

@@ -47,7 +47,7 @@ class _Annotation(msgspec.Struct, gc=False):
     question_id: Any = None
     image_id: Any = None
     multiple_choice_answer: Any = None
-    answers: msgspec.Raw | None = None
+    answers: msgspec.Raw = msgspec.Raw(b"null")
 
 
 @dataclass(slots=True)
@@ -125,16 +125,19 @@ def _joined(questions: _Questions, answers: _Answers, pictures: Pictures, ledger
     split = split_of(f"{questions.file.stem} {subtype or ''}")
     prefix = f"COCO_{subtype}_" if subtype else ""
     near = questions.file.parent
-    matches = pc.index_in(questions.ids, value_set=answers.ids).fill_null(-1).to_numpy(zero_copy_only=False)
+    found: dict[int, int | None] = {}  # by image_id
+    matches = array("q", pc.index_in(questions.ids, value_set=answers.ids).fill_null(-1).cast(pa.int64()).to_pylist())
     number = -1
     for chunk in questions.texts.iterchunks():
-        for text, id in zip(chunk.to_pylist(), questions.ids[number + 1 : number + 1 + len(chunk)].to_pylist(), strict=True):
+        for text, id in zip(
+            chunk.to_pylist(), questions.ids[number + 1 : number + 1 + len(chunk)].to_pylist(), strict=True
+        ):
             number += 1
             tally.records += 1
             if text is None:
                 tally.rejected[questions.reasons[number]] += 1
                 continue
-            match = int(matches[number])
+            match = matches[number]
             if match < 0:
                 tally.rejected["question without annotation"] += 1
                 continue
@@ -153,9 +156,14 @@ def _joined(questions: _Questions, answers: _Answers, pictures: Pictures, ledger
             if image == _NO_NUMBER:
                 tally.rejected["image_id is no number"] += 1
                 continue
-            name, place = f"{prefix}{image:012d}.jpg", f"{questions.file}: questions[{number}]"
-            picture = tally.picture(pictures, name, place, split_folder=subtype, near=near)
-            if picture is not None:
+            if image not in found:
+                place = f"{questions.file}: questions[{number}]"
+                found[image] = pictures.find(f"{prefix}{image:012d}.jpg", place, split_folder=subtype, near=near)
+            picture = found[image]
+            if picture is None:
+                tally.count_picture(None, f"{prefix}{image:012d}.jpg")
+            else:
+                tally.with_image += 1
                 yield Row(dataset, id, "short_answer", split, picture, ((text, answer),))
 
 
@@ -201,7 +209,9 @@ def _read_questions(file: Path) -> _Questions:
     # It becomes part of a file name, so nothing but a split's name is taken.
     usable = isinstance(subtype, str) and re.fullmatch(r"(?:train|val|test)[0-9]{4}", subtype)
     joined = pa.chunked_array(texts, pa.string())
-    return _Questions(file, subtype if usable else None, pa.concat_arrays(ids or [_id_array([])]), images, joined, reasons)
+    return _Questions(
+        file, subtype if usable else None, pa.concat_arrays(ids or [_id_array([])]), images, joined, reasons
+    )
 
 
 def _read_answers(file: Path, head: Head) -> _Answers:
