@@ -184,7 +184,7 @@ def test_an_unknown_key_in_a_turn_or_a_list_is_refused(folder: Path) -> None:
     [
         (b'{"image": "a.jpg", "caption": "x"}\n{"image": "a.jpg", "cap', "line 2 column 20: not valid JSON"),
         (b'{"image": "a.jpg", "caption": "x", "caption": "y"}\n', "line 1 column 1: not valid JSON (key 'caption'"),
-        (b'{"image": "a.jpg", "caption": "x"} {"image": "a.jpg", "caption": "x"}\n', "line 1 column 35: not valid"),
+        (b'{"image": "a.jpg", "caption": "x"}{"image": "a.jpg", "caption": "x"}\n', "line 1 column 35: not valid"),
         (b'{"image": "a.jpg", "caption": NaN}\n', "line 1 column 1: not valid JSON (NaN"),
         (b'{"image": "a.jpg", "caption": "\xff"}\n', "line 1: not UTF-8 text (byte 31)"),
         (b'\xef\xbb\xbf{"image": "a.jpg", "caption": "x"}\n', "line 1: the file begins with a byte order mark"),
