@@ -47,13 +47,12 @@ _ROWS = pa.schema(
         ("style", pa.int8()),
         ("split", pa.int8()),
         ("picture", pa.int32()),
-        ("key", pa.uint64()),  # of the picture, or of the text where there is none
-        ("length", pa.int32()),  # UTF-8 bytes of the text
         ("turns", _TURNS),
     ]
 )
 _PICTURES = pa.schema([("place", pa.int32()), ("name", pa.string()), ("position", pa.int64()), ("size", pa.int64())])
 _SECONDS_BETWEEN_LINES = 10.0
+_BATCH_CHARACTERS = 8_000_000
 
 
 def cache_folder() -> Path:
@@ -84,15 +83,14 @@ class Index:
     drawn: dict[str, Any] | None
 
     def column(self, name: str) -> NDArray[Any]:
-        """One of the number columns, whole: (rows,)."""
-        with pa.memory_map(str(self.folder / "rows.arrow")) as source:
-            reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=[_ROWS.names.index(name)]))
-            found: NDArray[Any] = reader.read_all().column(name).to_numpy()
-            return found
+        """Numbers that stand for the rows, mapped from their file.
 
-    def repeated(self) -> NDArray[np.bool_]:
-        """Which rows say again what another file's row says: (rows,)."""
-        found: NDArray[np.bool_] = np.load(self.folder / "repeated.npy", allow_pickle=False)
+        ``dataset``, ``style`` and ``split`` are places in ``datasets``, ``STYLES`` and ``SPLITS``; ``length`` is the
+        UTF-8 bytes of the text; rows about one picture, or with one text and no picture, share a ``group``;
+        ``repeated`` rows say again what another file's row says. All of shape (rows,). ``group_keys`` has a 64-bit
+        number for each group, the same in every index.
+        """
+        found: NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         return found
 
 
@@ -156,9 +154,9 @@ def write_index(
         # Taken before the files are read: what changes meanwhile makes the index stale.
         seen_files = {str(path): _state(path) for path in files}
         with _no_garbage_collection():
-            datasets, count = _write_rows(building / "rows.arrow", rows, pictures)
+            datasets, count = _write_rows(building, rows, pictures)
         _write_pictures(building, pictures)
-        np.save(building / "repeated.npy", _find_repeated(building / "rows.arrow", datasets, ledger))
+        np.save(building / "repeated.npy", _find_repeated(building, datasets, ledger))
         about = {
             "version": INDEX_VERSION,
             "rows": count,
@@ -209,7 +207,20 @@ def _state(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _write_rows(path: Path, rows: Iterable[Row], pictures: Pictures) -> tuple[list[str], int]:
+class _Numbers:
+    """The number columns, collected batch by batch."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[NDArray[Any]]] = {}
+
+    def add(self, name: str, values: NDArray[Any]) -> None:
+        self._parts.setdefault(name, []).append(values)
+
+    def take(self, name: str, kind: type[np.generic]) -> NDArray[Any]:
+        return np.concatenate(self._parts.pop(name, []) or [np.empty(0, kind)])
+
+
+def _write_rows(folder: Path, rows: Iterable[Row], pictures: Pictures) -> tuple[list[str], int]:
     datasets: dict[str, int] = {}
     styles, splits = {each: n for n, each in enumerate(STYLES)}, {each: n for n, each in enumerate(SPLITS)}
     columns: list[list[Any]] = [[] for _ in range(5)]
@@ -217,9 +228,10 @@ def _write_rows(path: Path, rows: Iterable[Row], pictures: Pictures) -> tuple[li
     offsets: list[int] = [0]
     questions: list[str] = []
     answers: list[str] = []
-    count, said = 0, time.monotonic()
+    numbers = _Numbers()
+    count, characters, said = 0, 0, time.monotonic()
 
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _ROWS) as writer:
+    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, _ROWS) as writer:
 
         def flush() -> None:
             texts = [pa.array(questions, pa.string()), pa.array(answers, pa.string())]
@@ -227,8 +239,11 @@ def _write_rows(path: Path, rows: Iterable[Row], pictures: Pictures) -> tuple[li
                 pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(texts, ["question", "answer"])
             )
             arrays = [pa.array(values, kind.type) for values, kind in zip(columns, _ROWS, strict=False)]
-            keys, lengths = _keys(in_pictures, turns, pictures), _lengths(offsets, texts)
-            writer.write_batch(pa.record_batch([*arrays, keys, lengths, turns], schema=_ROWS))
+            writer.write_batch(pa.record_batch([*arrays, turns], schema=_ROWS))
+            for name, array in zip(("dataset", "style", "split"), (arrays[0], arrays[2], arrays[3]), strict=True):
+                numbers.add(name, array.to_numpy())
+            numbers.add("length", _lengths(offsets, texts))
+            numbers.add("key", _keys(in_pictures, turns, pictures))
             for values in (*columns, offsets, questions, answers):
                 values.clear()
             offsets.append(0)
@@ -242,19 +257,27 @@ def _write_rows(path: Path, rows: Iterable[Row], pictures: Pictures) -> tuple[li
             for question, answer in turns:
                 questions.append(question)
                 answers.append(answer)
+                characters += len(question) + len(answer)
             offsets.append(len(questions))
-            count += 1
-            if len(ids) == BATCH_ROWS:
+            if len(ids) == BATCH_ROWS or characters > _BATCH_CHARACTERS:
+                count, characters = count + len(ids), 0
                 flush()
                 if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
                     said = time.monotonic()
                     logger.info("%s: %s records so far", dataset, f"{count:,}")
         if ids:
+            count += len(ids)
             flush()
+    for name, kind in (("dataset", np.int8), ("style", np.int8), ("split", np.int8), ("length", np.int32)):
+        np.save(folder / f"{name}.npy", numbers.take(name, kind))
+    groups = pa.array(numbers.take("key", np.uint64)).dictionary_encode()
+    np.save(folder / "group.npy", groups.indices.to_numpy())
+    np.save(folder / "group_keys.npy", groups.dictionary.to_numpy())
     return list(datasets), count
 
 
-def _keys(in_pictures: list[int], turns: pa.Array, pictures: Pictures) -> pa.Array:
+def _keys(in_pictures: list[int], turns: pa.Array, pictures: Pictures) -> NDArray[np.uint64]:
+    """A number for each row's picture, or for its text where there is none."""
     numbers = np.array(in_pictures)
     keys = np.zeros(len(numbers), np.uint64)
     has_picture = numbers != NO_PICTURE
@@ -262,13 +285,13 @@ def _keys(in_pictures: list[int], turns: pa.Array, pictures: Pictures) -> pa.Arr
         keys[has_picture] = np.frombuffer(pictures.keys, np.uint64)[numbers[has_picture]]
     for row in np.flatnonzero(~has_picture).tolist():
         keys[row] = key_hash(f"text/{turns[row].as_py()!r}")
-    return pa.array(keys)
+    return keys
 
 
-def _lengths(offsets: list[int], texts: list[pa.Array]) -> pa.Array:
+def _lengths(offsets: list[int], texts: list[pa.Array]) -> NDArray[np.int32]:
     of_turns = sum(pc.binary_length(part).to_numpy().astype(np.int64) for part in texts)
     ends = np.concatenate([[0], np.cumsum(of_turns)])[offsets]
-    return pa.array(np.diff(ends).astype(np.int32))
+    return np.diff(ends).astype(np.int32)
 
 
 def _write_pictures(folder: Path, pictures: Pictures) -> None:
@@ -287,27 +310,26 @@ def _write_pictures(folder: Path, pictures: Pictures) -> None:
             writer.write_batch(pa.record_batch(columns, schema=_PICTURES))
 
 
-def _find_repeated(path: Path, datasets: list[str], ledger: Ledger) -> NDArray[np.bool_]:
+def _find_repeated(folder: Path, datasets: list[str], ledger: Ledger) -> NDArray[np.bool_]:
     """Records that a second file repeats, such as COCO's 2014 captions that are in its 2017 files too.
 
     The publisher's validation file decides where a record belongs; otherwise the first file read keeps it.
     """
-    with pa.memory_map(str(path)) as source:
-        table = pa.ipc.open_file(source).read_all().select(["dataset", "id", "split"])
-        in_dataset = table.column("dataset").to_numpy()
-        repeated = np.zeros(len(table), np.bool_)
-        for number, dataset in enumerate(datasets):
-            if len(ledger[dataset].files) < 2:
-                continue
-            rows = np.flatnonzero(in_dataset == number)
-            part = table.take(rows) if len(rows) < len(table) else table
-            codes = part.column("id").combine_chunks().dictionary_encode().indices.to_numpy()
-            if len(codes) == 0 or codes.max() + 1 == len(codes):
-                continue
-            is_train = part.column("split").to_numpy() != VALIDATION
-            order = np.lexsort((rows, is_train, codes))
-            again = np.concatenate([[False], codes[order][1:] == codes[order][:-1]])
-            repeated[rows[order[again]]] = True
+    in_dataset = np.load(folder / "dataset.npy", allow_pickle=False)
+    is_train = np.load(folder / "split.npy", allow_pickle=False) != VALIDATION
+    repeated = np.zeros(len(in_dataset), np.bool_)
+    several = [number for number, dataset in enumerate(datasets) if len(ledger[dataset].files) > 1]
+    if not several:
+        return repeated
+    ids = pa.ipc.open_file(pa.memory_map(str(folder / "rows.arrow"))).read_all().column("id")
+    for number in several:
+        rows = np.flatnonzero(in_dataset == number)
+        codes = ids.take(rows).combine_chunks().dictionary_encode().indices.to_numpy()
+        if codes.max(initial=-1) + 1 == len(codes):
+            continue
+        order = np.lexsort((rows, is_train[rows], codes))
+        again = np.concatenate([[False], codes[order][1:] == codes[order][:-1]])
+        repeated[rows[order[again]]] = True
     return repeated
 
 
@@ -324,7 +346,7 @@ def _tally_of(values: dict[str, Any]) -> Tally:
 class IndexedSamples(Sequence[Sample]):
     """Some of an index's rows as samples, each made when it is asked for.
 
-    What it holds are numbers, twelve bytes a sample; it can be sent to another process or forked.
+    What it holds are numbers, some twenty bytes a sample; it can be sent to another process or forked.
 
     Args:
         index: the index.
@@ -336,14 +358,12 @@ class IndexedSamples(Sequence[Sample]):
         self.rows: NDArray[np.int32] = rows.astype(np.int32)
         #: UTF-8 bytes of each sample's text, a cheap measure of its length: (samples,)
         self.lengths: NDArray[np.int32] = index.column("length")[self.rows]
-        self._caption_keys, self._caption_rows = self._find_captions(index)
+        self._groups: NDArray[np.int32] = index.column("group")[self.rows]
+        captions = np.flatnonzero(index.column("style")[self.rows] == STYLES.index("caption"))
+        captions = captions[np.argsort(self._groups[captions], kind="stable")]
+        #: the rows that are captions, those about one picture together, and which picture that is
+        self._caption_rows, self._caption_groups = self.rows[captions], self._groups[captions]
         self._tables: _Tables | None = None
-
-    def _find_captions(self, index: Index) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-        captions = self.rows[index.column("style")[self.rows] == STYLES.index("caption")]
-        keys = index.column("key")[captions]
-        order = np.argsort(keys, kind="stable")
-        return keys[order], captions[order]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -369,11 +389,9 @@ class IndexedSamples(Sequence[Sample]):
 
     def captions(self, place: int) -> list[str]:
         """The captions, among these samples, of the picture that sample ``place`` is about."""
-        batch, row = self._open().row(int(self.rows[place]))
-        key = np.uint64(batch.column(5)[row].as_py())
-        start = np.searchsorted(self._caption_keys, key, "left")
-        end = np.searchsorted(self._caption_keys, key, "right")
-        found = (self._open().row(int(each)) for each in self._caption_rows[start:end])
+        start = np.searchsorted(self._caption_groups, self._groups[place], "left")
+        end = np.searchsorted(self._caption_groups, self._groups[place], "right")
+        found = (self._open().row(int(row)) for row in self._caption_rows[start:end])
         return [turn.answer for batch, row in found for turn in _turns(batch, row)]
 
     def _open(self) -> _Tables:
@@ -386,7 +404,7 @@ class IndexedSamples(Sequence[Sample]):
 
 
 def _turns(batch: pa.RecordBatch, row: int) -> tuple[Turn, ...]:
-    return tuple(Turn(turn["question"], turn["answer"]) for turn in batch.column(7)[row].as_py())
+    return tuple(Turn(turn["question"], turn["answer"]) for turn in batch.column(5)[row].as_py())
 
 
 class _Tables:
@@ -414,9 +432,3 @@ def _batches(path: Path) -> tuple[list[pa.RecordBatch], list[int]]:
     batches = pa.ipc.open_file(pa.memory_map(str(path))).read_all().to_batches()
     starts = np.cumsum([0, *(len(batch) for batch in batches)])
     return batches, starts[:-1].tolist()
-
-
-def is_in(values: NDArray[np.uint64], among: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which of ``values`` are ``among`` others, for millions of keys."""
-    found: NDArray[np.bool_] = pc.is_in(pa.array(values), value_set=pa.array(among)).to_numpy(zero_copy_only=False)
-    return found

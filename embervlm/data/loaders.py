@@ -23,7 +23,6 @@ from embervlm.data.index import (
     VALIDATION,
     Index,
     IndexedSamples,
-    is_in,
     open_index,
     write_index,
 )
@@ -313,7 +312,8 @@ class _Columns:
     Attributes:
         dataset: each row's data set, as a place in ``names``.
         official: rows that the publishers call validation or test.
-        key: what identifies each row's picture or text.
+        group: rows about one picture, or with one text and no picture, share a number.
+        group_keys: by group a number that is the same in every index.
         usable: rows of the chosen data sets that are not repeated elsewhere.
     """
 
@@ -321,8 +321,8 @@ class _Columns:
         self.names = index.datasets
         self.dataset = index.column("dataset")
         self.official = index.column("split") == VALIDATION
-        self.key: NDArray[np.uint64] = index.column("key")
-        repeated = index.repeated()
+        self.group, self.group_keys = index.column("group"), index.column("group_keys")
+        repeated = index.column("repeated")
         in_chosen = chosen[self.dataset] if len(chosen) else np.zeros(0, np.bool_)
         self.usable = in_chosen & ~repeated
         self.duplicates = self.count(np.flatnonzero(in_chosen & repeated))
@@ -337,28 +337,36 @@ def _split(columns: _Columns, share: float, seed: int) -> tuple[NDArray[Any], ND
     """Training rows, validation rows, and how many training records each data set loses to validation pictures."""
     official = columns.usable & columns.official
     rest = columns.usable & ~columns.official
-    has_official = np.zeros(len(columns.names), np.bool_)
-    has_official[np.unique(columns.dataset[official])] = True
+    has_official = np.bincount(columns.dataset[official], minlength=len(columns.names)) > 0
     to_split = rest & ~has_official[columns.dataset]
-    drawn = _draw_keys(np.unique(columns.key[to_split]), share, seed)
-    in_drawn = is_in(columns.key, drawn)
-    held = in_drawn | is_in(columns.key, np.unique(columns.key[official]))
+    in_drawn = _drawn_groups(columns, to_split, share, seed)[columns.group]
+    held = in_drawn | _groups_of(columns, official)[columns.group]
     validation = official | (to_split & in_drawn)
     held_out = rest & held & ~validation
     train = rest & ~held
     return np.flatnonzero(train), np.flatnonzero(validation), columns.count(np.flatnonzero(held_out))
 
 
-def _draw_keys(keys: NDArray[np.uint64], share: float, seed: int) -> NDArray[np.uint64]:
-    """The share of ``keys`` whose seeded hashes are smallest; at least one of two or more when the share is above 0.
+def _groups_of(columns: _Columns, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    found = np.zeros(len(columns.group_keys), np.bool_)
+    found[columns.group[rows]] = True
+    return found
 
-    Whether a key is drawn hardly depends on the others, so that a folder that grows keeps most of its split.
+
+def _drawn_groups(columns: _Columns, rows: NDArray[np.bool_], share: float, seed: int) -> NDArray[np.bool_]:
+    """The share of the groups of ``rows`` whose keys' seeded hashes are smallest: (groups,).
+
+    At least one of two or more is drawn when the share is above 0. Whether a group is drawn hardly depends on the
+    others, so that a folder that grows keeps most of its split.
     """
-    count = round(share * len(keys))
-    if share > 0 and len(keys) > 1:
-        count = min(max(count, 1), len(keys) - 1)
-    mixed = _mix(keys ^ _mix(np.array([seed], np.uint64)))
-    return keys[np.argsort(mixed, kind="stable")[:count]]
+    groups = np.flatnonzero(_groups_of(columns, rows))
+    count = round(share * len(groups))
+    if share > 0 and len(groups) > 1:
+        count = min(max(count, 1), len(groups) - 1)
+    mixed = _mix(columns.group_keys[groups] ^ _mix(np.array([seed], np.uint64)))
+    drawn = np.zeros(len(columns.group_keys), np.bool_)
+    drawn[groups[np.argsort(mixed, kind="stable")[:count]]] = True
+    return drawn
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
