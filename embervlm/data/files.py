@@ -20,6 +20,7 @@ from embervlm.data.sample import DataError, PackedPicture, Picture, image_key, k
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MAX_FILES = 20_000_000
 MAX_NAME_CHARACTERS = 1_000
+_REMEMBERED_AT_MOST = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +232,8 @@ class Pictures:
                 raise DataError(
                     f"{place}: picture {name!r:.120} leaves the data folder by a link; put the file itself there"
                 )
+            if len(self._found) >= _REMEMBERED_AT_MOST:
+                self._found.clear()
             self._found[str(name)] = found
         return self._found[str(name)]
 

@@ -105,10 +105,13 @@ def read(files: Sequence[Path], pictures: Pictures, ledger: Ledger) -> Iterator[
         else:
             questions.append(_read_questions(file))
     pairs = _pairs(questions, answers)
+    questions.clear()
     for candidate in answers:
         if not any(join is candidate for _, join in pairs):
             ledger[VQA].notes.append(f"{candidate.file}: annotations passed over, no question file belongs to them")
-    for group, join in pairs:
+    answers.clear()
+    while pairs:  # each pair's memory is given back before the next
+        group, join = pairs.pop(0)
         if join is None:
             ledger[VQA].notes.append(
                 f"{group.file}: {len(group.ids):,} questions passed over, no annotation file answers them"
