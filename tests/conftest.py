@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 
 # No test asks a hub for anything; set before a library reads it.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Indexes of the data that the tests make; gone with the run.
+_CACHE = tempfile.TemporaryDirectory(prefix="embervlm-test-cache-")
+os.environ["EMBERVLM_CACHE"] = _CACHE.name
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

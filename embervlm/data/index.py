@@ -73,14 +73,12 @@ class Index:
         datasets: names of the data sets; rows hold places in it.
         tallies: what became of each data set's records while they were read.
         rows: the number of rows.
-        drawn: what decided which files were read, where not all were.
     """
 
     folder: Path
     datasets: tuple[str, ...]
     tallies: dict[str, Tally]
     rows: int
-    drawn: dict[str, Any] | None
 
     def column(self, name: str) -> NDArray[Any]:
         """Numbers that stand for the rows, mapped from their file.
@@ -101,11 +99,22 @@ def open_index(name: str, drawn: dict[str, Any] | None) -> Index | None:
         name: as it was given to :func:`write_index`.
         drawn: what would decide now which files are read, where not all are.
     """
-    folder = _newest(name)
-    if folder is None:
-        return None
+    for folder in sorted(_versions(name), key=lambda path: path.suffix, reverse=True):
+        about = _fresh(folder)
+        if about is not None and about["drawn"] in (None, drawn):
+            tallies = {dataset: _tally_of(tally) for dataset, tally in about["tallies"].items()}
+            return Index(folder, tuple(about["datasets"]), tallies, about["rows"])
+    return None
+
+
+def _versions(name: str) -> list[Path]:
+    return [path for path in (cache_folder() / "index").glob(f"{name}-*.*") if path.suffix != ".tmp"]
+
+
+def _fresh(folder: Path) -> dict[str, Any] | None:
+    """What an index says of itself; None where it is damaged or its files or folders have changed since."""
     try:
-        about = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        about: dict[str, Any] = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         for path, (size, changed) in about["files"].items():
             status = os.stat(path)  # noqa: PTH116 - one of thousands
             if (status.st_size, status.st_mtime_ns) != (size, changed):
@@ -114,10 +123,7 @@ def open_index(name: str, drawn: dict[str, Any] | None) -> Index | None:
             return None
     except (OSError, ValueError, KeyError):
         return None
-    if about["drawn"] is not None and about["drawn"] != drawn:
-        return None
-    tallies = {dataset: _tally_of(tally) for dataset, tally in about["tallies"].items()}
-    return Index(folder, tuple(about["datasets"]), tallies, about["rows"], about["drawn"])
+    return about
 
 
 def write_index(
@@ -176,8 +182,8 @@ def write_index(
         ) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    for older in base.glob(f"{name}-*.*"):
-        if older != final and older.suffix != ".tmp":
+    for older in _versions(name):
+        if older != final and _fresh(older) is None:
             shutil.rmtree(older, ignore_errors=True)
     opened = open_index(name, drawn)
     if opened is None:
@@ -195,11 +201,6 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def _newest(name: str) -> Path | None:
-    found = [path for path in (cache_folder() / "index").glob(f"{name}-*.*") if path.suffix != ".tmp"]
-    return max(found, key=lambda path: path.suffix, default=None)
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -363,7 +364,7 @@ class IndexedSamples(Sequence[Sample]):
         captions = captions[np.argsort(self._groups[captions], kind="stable")]
         #: the rows that are captions, those about one picture together, and which picture that is
         self._caption_rows, self._caption_groups = self.rows[captions], self._groups[captions]
-        self._tables: _Tables | None = None
+        self._tables: _Tables | None = _Tables(index.folder)
 
     def __len__(self) -> int:
         return len(self.rows)

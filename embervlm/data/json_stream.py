@@ -53,6 +53,7 @@ class Block(Generic[S]):
 
 
 Nested = tuple[tuple[str, ...], Callable[[Any], int]]
+_NOT_NESTED: Nested = ((), lambda record: 0)
 
 
 def read_list(path: Path, record: type[S], *, nested: Nested | None = None) -> Iterator[Block[S]]:
@@ -115,7 +116,7 @@ def read_lists(
                 source.drop(1)
                 for block in _sequence(source, key, wanted.get(key, _Nothing), keyed=False):
                     if key in wanted:
-                        yield block  # type: ignore[misc]
+                        yield block
             else:
                 value = source.value()
                 if key in wanted:
@@ -358,12 +359,17 @@ def _decode(decoder: Any, data: bytes, cut: int, closed: bool, opening: bytes, c
     return cut, True, decoder.decode(b"".join((opening, view[:cut])))
 
 
+@functools.cache
+def _fields(record: Any) -> tuple[Any, ...]:
+    return tuple(msgspec.structs.fields(record))
+
+
 class _Keys:
     """Tells from the bytes of a block whether one of its records could hold a wanted key twice."""
 
-    def __init__(self, record: type[Any], nested: Nested | None = None) -> None:
+    def __init__(self, record: Any, nested: Nested | None = None) -> None:
         self._wanted = {b'"' + field.encode_name.encode() + b'"': 1 for field in _fields(record)}
-        names, self._count_nested = nested or ((), len)
+        names, self._count_nested = nested if nested is not None else _NOT_NESTED
         self._nested = [b'"' + name.encode() + b'"' for name in names]
 
     def may_repeat(self, block: bytes, records: list[Any]) -> bool:
@@ -420,11 +426,6 @@ def _one_by_one(source: _Source, size: int, record: type[S], keyed: bool) -> tup
                 source.fail_at(error, text)
         source.fill(len(source.data) + BLOCK_BYTES)
         size = len(source.data)
-
-
-@functools.cache
-def _fields(record: type[msgspec.Struct]) -> tuple[Any, ...]:
-    return tuple(msgspec.structs.fields(record))
 
 
 def _as(record: type[S], value: Any) -> S:

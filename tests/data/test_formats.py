@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from embervlm.data.files import Pictures
-from embervlm.data.formats import FORMATS, coco_captions, llava, vqa_v2
+from embervlm.data.formats import coco_captions, llava, vqa_v2
 from embervlm.data.formats.record import NO_PICTURE, Ledger, Tally, split_of
-from embervlm.data.json_files import peek_json
 from embervlm.data.sample import DataError, Sample, Turn
 
 
@@ -243,7 +242,7 @@ def test_vqa_duplicate_ids_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"q\.json: questions\[1\]: question_id occurs twice"):
         _read(vqa_v2.read, tmp_path, questions, once)
     with pytest.raises(DataError, match=r"b\.json: annotations\[1\]: question_id occurs twice"):
-        _read(vqa_v2.read, tmp_path, questions, twice)
+        _read(vqa_v2.read, tmp_path, twice, questions)
 
 
 def test_llava_of_the_fixture_has_all_turns(shared: Path, tmp_path: Path) -> None:
@@ -334,41 +333,6 @@ def test_llava_refuses_names_that_leave_the_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         _read(llava.read, tmp_path, file)
     assert str(error.value).startswith(f"{file}: record 1: picture '../../x.jpg' leaves the data folder")
-
-
-def test_what_each_fixture_file_is_taken_for(shared: Path) -> None:
-    found: dict[str, list[str]] = {}
-    for file in sorted((shared / "fixtures").rglob("*.json")):
-        head = peek_json(file)
-        names = [reader.name for reader in FORMATS if head is not None and reader.recognise(head)]
-        assert len(names) <= 1
-        found.setdefault(names[0] if names else "nothing", []).append(str(file.relative_to(shared / "fixtures")))
-    assert found == {
-        "COCO captions": ["coco_captions/captions_train2017.json", "coco_captions/captions_val2017.json"],
-        "VQA v2 or OK-VQA": [
-            "okvqa/OpenEnded_mscoco_train2014_questions.json",
-            "okvqa/OpenEnded_mscoco_val2014_questions.json",
-            "okvqa/mscoco_train2014_annotations.json",
-            "okvqa/mscoco_val2014_annotations.json",
-            "vqav2/allennlp_fixture/annotations.json",
-            "vqav2/allennlp_fixture/questions.json",
-            "vqav2/v2_OpenEnded_mscoco_train2014_questions.json",
-            "vqav2/v2_mscoco_train2014_annotations.json",
-        ],
-        "LLaVA-Instruct": ["llava/llava_instruct_150k.json"],
-        "nothing": [
-            "aokvqa/aokvqa_v1p0_train.json",
-            "aokvqa/aokvqa_v1p0_val.json",
-            "cc3m/nextgpt/cc3m.json",
-            "cc3m/nextgpt/cc3m_comprehension.json",
-            "coco_captions/image_licence_ids.json",
-            "gqa/allennlp_gqa_questions.json",
-            "gqa/testdev_balanced_questions.json",
-            "gqa/val_balanced_questions.json",
-            "photos/photos.json",
-            "refcoco/refcocos_test.json",
-        ],
-    }
 
 
 @pytest.mark.parametrize(

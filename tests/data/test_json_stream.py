@@ -26,7 +26,20 @@ class Kept(msgspec.Struct):
     parts: msgspec.Raw = msgspec.Raw(b"null")
 
 
-TEXTS = ['a }, {"id": 1}', 'quote " and \\ slash', "}]", '"', "\\", "ü€😀", "", "x" * 50, '{"id"', "\\u0069d", "[{", "line\nbreak"]
+TEXTS = [  # what could be taken for the end of a record
+    'a }, {"id": 1}',
+    'quote " and \\ slash',
+    "}]",
+    '"',
+    "\\",
+    "ü€😀",
+    "",
+    "x" * 50,
+    '{"id"',
+    "\\u0069d",
+    "[{",
+    "line\nbreak",
+]
 
 
 def make_records(rng: random.Random, count: int) -> list[dict[str, Any]]:
@@ -174,10 +187,10 @@ def test_a_line_that_holds_no_single_object_is_named(tmp_path: Path, block_bytes
     path.write_text('{"id": 1}\n\n{"id": 2}\n')
     assert flat(read_lines(path, Record)) == [(1, None, None), (2, None, None)]
     path.write_text('{"id": 1}\n{"id": 2\n"text": 3}\n')
-    with pytest.raises(DataError, match="line 2 column"):
+    with pytest.raises(DataError, match=r"line 2 column"):
         list(read_lines(path, Record))
     path.write_text('{"id": 1},{"id": 2}\n')
-    with pytest.raises(DataError, match="line 1 column 10: .*Extra data"):
+    with pytest.raises(DataError, match=r"line 1 column 10: .*Extra data"):
         list(read_lines(path, Record))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _questions(root: Path, subtype: str, ids: list[int]) -> None:
     _json(root / f"{subtype}_annotations.json", {"annotations": answers})
 
 
-def _ids(samples: list[Sample]) -> list[str]:
+def _ids(samples: Sequence[Sample]) -> list[str]:
     return [sample.id for sample in samples]
 
 
@@ -62,8 +63,12 @@ def _rows(data: LoadedData) -> dict[str, SourceReport]:
     return {row.dataset: row for row in data.report}
 
 
-def _keys(samples: list[Sample]) -> set[str]:
-    return {image_key(sample.image) for sample in samples if sample.image is not None}
+def _keys(samples: Sequence[Sample]) -> set[str]:
+    return {
+        image_key(sample.image.name) if isinstance(sample.image, Path) else str(sample.image)
+        for sample in samples
+        if sample.image is not None
+    }
 
 
 def test_the_fixtures_as_a_whole(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -82,23 +87,62 @@ def test_the_fixtures_as_a_whole(shared: Path, caplog: pytest.LogCaptureFixture)
         )
         for name, row in rows.items()
     }
-    # 61 of the 700 questions and the 3 of the second pair have their own folder's pictures, 7 are about OK-VQA's.
+    # 61 of the 700 questions and the 3 of the second pair have their own folder's pictures, 7 are about OK-VQA's. The
+    # two questions of GQA's third file are about a picture of its validation files.
     assert seen == {
         "coco_captions": (2, 1966, 1966, 150, 1816, 70, 80),
-        "vqa_v2": (4, 703, 703, 71, 632, 68, 3),
         "ok_vqa": (4, 406, 2, 0, 2, 0, 0),
+        "vqa_v2": (4, 703, 703, 71, 632, 71, 0),
+        "a_okvqa": (2, 2, 2, 0, 2, 0, 0),
+        "gqa": (3, 802, 802, 17, 785, 0, 15),
+        "cc3m": (3, 1040, 1040, 40, 1000, 39, 1),
+        "refcoco": (1, 100, 86, 0, 86, 0, 0),
     }
     assert rows["ok_vqa"].rejected == {"question without annotation": 404}
+    assert (rows["gqa"].held_out, rows["refcoco"].rejected) == (2, {"no box": 14})
     assert not _keys(data.train) & _keys(data.validation)
-    assert len(set(_ids(data.train + data.validation))) == 221
+    assert len(set(_ids([*data.train, *data.validation]))) == 276
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warnings[0] == (
         "coco_captions: 1,966 records in 2 files, 150 with image found; 1,816 records left out:"
         " 1,816 image not found (first: 000000084533.jpg)"
     )
-    assert len(warnings) == 3
+    assert len(warnings) == 7
     passed_over = [record.getMessage() for record in caplog.records if "not recognised" in record.getMessage()]
-    assert len(passed_over) == 1 and passed_over[0].endswith("gqa/val_balanced_questions.json and 2 more")
+    assert passed_over == [
+        "not recognised, passed over: coco_captions/image_licence_ids.json, llava/caps_boxes_coco2014_val_80.jsonl,"
+        " llava/qa90_questions.jsonl, photos/photos.json"
+    ]
+    talks = load_base(shared / "fixtures", 2)
+    assert {name: (row.records, row.train, row.validation) for name, row in _rows(talks).items()} == {
+        "llava": (22, 19, 1),
+        "llava_qa": (90, 0, 0),
+    }
+
+
+def test_data_sets_are_chosen_by_name(shared: Path) -> None:
+    data = load_base(shared / "fixtures", 1, datasets=["cc3m", "vqa_v2"], validation_share=0)
+    assert {name: row.train for name, row in _rows(data).items()} == {"vqa_v2": 71, "cc3m": 40}
+    with pytest.raises(DataError, match=r"data set 'vqa' is not known; there are: coco_captions, vqa_v2, ok_vqa, "):
+        load_base(shared / "fixtures", 1, datasets=["vqa"])
+    with pytest.raises(DataError, match=r"none of the data sets llava is for stage 1; there are: coco_captions, "):
+        load_base(shared / "fixtures", 1, datasets=["llava"])
+
+
+def test_some_of_gqas_many_training_files_are_drawn(tmp_path: Path) -> None:
+    _pictures(tmp_path / "images", "n1.jpg", "2.jpg")
+
+    def questions(number: int) -> dict[str, Any]:
+        return {f"{number}": {"imageId": "n1", "question": f"Is it {number}?", "answer": "no"}}
+
+    for number in range(10):
+        _json(tmp_path / f"train_all_questions/train_all_questions_{number}.json", questions(number))
+    _json(tmp_path / "val_all_questions.json", {"99": {"imageId": "2", "question": "Is it?", "answer": "yes"}})
+    drawn = [load_base(tmp_path, 1, seed=seed) for seed in (0, 0, 1)]
+    assert [(len(data.train), _ids(data.validation)) for data in drawn] == [(5, ["gqa/99"])] * 3
+    assert _ids(drawn[0].train) == _ids(drawn[1].train) != _ids(drawn[2].train)
+    everything = load_base(tmp_path, 1, caps=Caps(files=None))
+    assert len(everything.train) == 10
 
 
 def test_publishers_validation_files_are_validation_only(tmp_path: Path) -> None:
@@ -124,7 +168,7 @@ def test_split_by_picture_where_there_is_no_validation_file(tmp_path: Path) -> N
     assert sum(row.held_out for row in rows.values()) == 0  # both sets' records move with their picture
     assert len(data.train) + len(data.validation) == 240
     again = load_base(tmp_path, 1, seed=3, validation_share=0.1)
-    assert (again.train, again.validation) == (data.train, data.validation)
+    assert (list(again.train), list(again.validation)) == (list(data.train), list(data.validation))
     assert _keys(load_base(tmp_path, 1, seed=4, validation_share=0.1).validation) != _keys(data.validation)
 
 
@@ -164,9 +208,10 @@ def test_caps_are_uniform_seeded_draws(tmp_path: Path) -> None:
     assert rows["coco_captions"].over_cap == 350 - rows["coco_captions"].train - 20
     numbers = [int(sample.id.split("/")[1]) for sample in data.train if sample.dataset == "coco_captions"]
     assert numbers == sorted(numbers) and min(numbers) < 3_000 and max(numbers) > 27_000
-    assert load_base(tmp_path, 1, seed=7, validation_share=0, caps=caps).train == data.train
-    assert load_base(tmp_path, 1, seed=8, validation_share=0, caps=caps).train != data.train
-    assert (Caps.of_stage(1), Caps.of_stage(2)) == (Caps(150_000, 1_000_000, 2_000), Caps(None, None, 2_000))
+    again = load_base(tmp_path, 1, seed=7, validation_share=0, caps=caps)
+    assert list(again.train) == list(data.train)
+    assert list(load_base(tmp_path, 1, seed=8, validation_share=0, caps=caps).train) != list(data.train)
+    assert (Caps.of_stage(1), Caps.of_stage(2)) == (Caps(150_000, 1_000_000, 2_000, 5), Caps(None, None, 2_000, 5))
 
 
 def test_conversations_with_pictures_elsewhere(tmp_path: Path, shared: Path) -> None:
@@ -174,11 +219,11 @@ def test_conversations_with_pictures_elsewhere(tmp_path: Path, shared: Path) -> 
     _pictures(pictures, "000000033471.jpg", "000000052846.jpg")
     llava = shared / "fixtures/llava"
     data = load_base(llava, 2, extra_image_roots=[tmp_path], validation_share=0.5)
-    assert sorted(len(sample.turns) for sample in data.train + data.validation) == [3, 5]
+    assert sorted(len(sample.turns) for sample in [*data.train, *data.validation]) == [3, 5]
     assert (len(data.train), len(data.validation)) == (1, 1)
-    assert {sample.image.parent for sample in data.train + data.validation if sample.image} == {pictures.resolve()}
+    assert {sample.image.parent for sample in [*data.train, *data.validation] if sample.image} == {pictures.resolve()}
     one_file = load_base(llava / "llava_instruct_150k.json", 2, extra_image_roots=[tmp_path], validation_share=0)
-    assert (len(one_file.train), one_file.validation) == (2, [])
+    assert (len(one_file.train), len(one_file.validation)) == (2, 0)
 
 
 def test_text_only_conversations_are_split_by_their_text(tmp_path: Path) -> None:
@@ -192,16 +237,14 @@ def test_text_only_conversations_are_split_by_their_text(tmp_path: Path) -> None
 
 
 def test_folders_without_usable_data(tmp_path: Path, shared: Path) -> None:
-    with pytest.raises(DataError, match=r"x: no such folder; expected one with COCO captions, VQA v2 or OK-VQA$"):
+    with pytest.raises(DataError, match=r"x: no such folder; expected one with COCO captions, VQA v2 or OK-VQA, "):
         load_base(tmp_path / "x", 1)
-    with pytest.raises(
-        DataError, match=r"gqa: no data set for stage 1 among 3 JSON files; looked for COCO captions \("
-    ):
-        load_base(shared / "fixtures/gqa", 1)
-    with pytest.raises(DataError, match="no data set for stage 2 among 0 JSON files; looked for LLaVA-Instruct"):
+    with pytest.raises(DataError, match=r"gqa: no data set for stage 2 among 3 files; looked for LLaVA-Instruct \("):
+        load_base(shared / "fixtures/gqa", 2)
+    with pytest.raises(DataError, match="no data set for stage 2 among 0 files; looked for LLaVA-Instruct"):
         load_base(tmp_path, 2)
     with pytest.raises(DataError) as error:
-        load_base(shared / "fixtures/llava", 2)
+        load_base(shared / "fixtures/llava", 2, datasets=["llava"])
     assert str(error.value).endswith(
         "llava: no usable record for stage 2: llava: 2 records, left out: 2 image not found (first: 000000033471.jpg)"
     )
