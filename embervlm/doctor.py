@@ -21,6 +21,8 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from embervlm.data.sample import Picture
+
 _PACKAGE = "embervlm"
 _NAMED_PACKAGES = ("torch", "transformers", "accelerate")
 #: Packages that transformers imports as soon as they are installed, and that are not needed here.
@@ -304,11 +306,12 @@ def _base_data(path: Path, stage: int, picture_roots: list[Path]) -> str:
     from embervlm.data.loaders import load_base
 
     data = load_base(path, 1 if stage == 1 else 2, extra_image_roots=picture_roots)
-    samples = [*data.train, *data.validation]
     of_each = ", ".join(f"{row.dataset} {row.records:,} ({row.with_image:,} with their picture)" for row in data.report)
     found = f"{of_each}; {len(data.train):,} for training, {len(data.validation):,} for validation"
-    longest = _encode_some(ConversationDataset(samples, _default_processor(), augment=False, seed=0))
-    return f"{found}; {longest}; {_decode_some([sample.image for sample in samples])}"
+    longest = _encode_some(ConversationDataset(data.train, _default_processor(), augment=False, seed=0))
+    # Read by their places, since there can be a million.
+    some = [data.train[index] for index in _spread(len(data.train), _PICTURES_DECODED)]
+    return f"{found}; {longest}; {_decode_some([sample.image for sample in some])}"
 
 
 def _robot_data(path: Path, fleet_file: Path | None) -> str:
@@ -347,15 +350,15 @@ def _encode_some(dataset: Any) -> str:
     return f"the longest prompt looked at has {longest} of {positions} positions"
 
 
-def _decode_some(images: Sequence[Path | None]) -> str:
+def _decode_some(images: Sequence[Picture | None]) -> str:
     """Decode pictures spread over ``images``."""
-    from embervlm.data.images import decode_image
+    from embervlm.data.images import read_picture
 
     pictures = [image for image in dict.fromkeys(images) if image is not None]
     looked_at = [pictures[index] for index in _spread(len(pictures), _PICTURES_DECODED)]
     for picture in looked_at:
-        decode_image(picture)
-    return f"{len(looked_at)} of {len(pictures):,} pictures looked at, all sound" if pictures else "no pictures"
+        read_picture(picture)
+    return f"{len(looked_at)} pictures looked at, all sound" if pictures else "no pictures"
 
 
 def _spread(count: int, at_most: int) -> list[int]:

@@ -110,6 +110,13 @@ class StrictDecoder:
         return found if self.shrink is None else self.shrink(found)
 
 
+def reason_of(error: Exception, text: str) -> str:
+    """Why ``text`` is no JSON, by what the parser raised."""
+    message: str = getattr(error, "msg", str(error))
+    ended = getattr(error, "pos", len(text)) >= len(text.rstrip()) or message.startswith("Unterminated string")
+    return "ends too early" if ended else message
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise Refused(f"{name} is not a JSON number")
 
@@ -149,11 +156,26 @@ def read_json(path: Path, *, shrink: Callable[[dict[str, Any]], Any] | None = No
         if (rest := decoder.blanks(text, end)) != len(text):
             raise json.JSONDecodeError("Extra data", text, rest)
     except (json.JSONDecodeError, Refused) as error:
-        reason = "ends too early" if error.pos >= len(text.rstrip()) else error.msg
+        reason = reason_of(error, text)
         line = text.count("\n", 0, error.pos) + 1
         column = error.pos - (text.rfind("\n", 0, error.pos) + 1) + 1
         raise DataError(f"{path}: line {line} column {column}: not valid JSON ({reason})") from None
     return value
+
+
+def check_json(path: Path) -> None:
+    """Check that a file is sound JSON, or, if it is called ``.jsonl``, that each of its lines is.
+
+    Raises:
+        DataError: as :func:`read_json`.
+    """
+    if path.suffix.lower() != ".jsonl":
+        read_json(path)
+        return
+    decoder = StrictDecoder(path)
+    for number, line in enumerate(_read_bytes(path, MAX_BYTES).split(b"\n"), 1):
+        if line.strip():
+            decoder.line(line, number)
 
 
 def _read_bytes(path: Path, max_bytes: int) -> bytes:

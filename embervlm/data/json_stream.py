@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Generic, NoReturn, TypeVar
 
 import msgspec
 
-from embervlm.data.json_files import BOM, BOM_CURE, Refused, StrictDecoder
+from embervlm.data.json_files import BOM, BOM_CURE, Refused, StrictDecoder, reason_of
 from embervlm.data.sample import DataError
 
 BLOCK_BYTES = 4 * 1024**2
@@ -268,10 +268,8 @@ class _Source:
 
     def fail_at(self, error: Exception, text: str) -> NoReturn:
         """Raise what Python's parser found in ``text``, the beginning of the data, with its line."""
-        position = getattr(error, "pos", len(text))
-        if position >= len(text.rstrip()):
-            self.fail(len(self.data), "not valid JSON (ends too early)")
-        self.fail(len(text[:position].encode()), f"not valid JSON ({getattr(error, 'msg', error)})")
+        position = min(getattr(error, "pos", len(text)), len(text.rstrip()))
+        self.fail(len(text[:position].encode()), f"not valid JSON ({reason_of(error, text)})")
 
     def fail(self, position: int, reason: str) -> NoReturn:
         """Raise with the line and column of ``position`` in the data."""

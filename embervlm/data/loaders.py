@@ -26,7 +26,7 @@ from embervlm.data.index import (
     open_index,
     write_index,
 )
-from embervlm.data.json_files import peek_json, read_json
+from embervlm.data.json_files import check_json, peek_json
 from embervlm.data.sample import DataError
 
 logger = logging.getLogger(__name__)
@@ -274,17 +274,15 @@ def _recognise(
     for file in candidates:
         reader = _format_of(file)
         (unknown if reader is None else found[reader.name]).append(file)
+    for file in unknown:
+        # A damaged annotation file would otherwise look like one that nobody reads.
+        if file.suffix.lower() in (".json", ".jsonl") and file.stat().st_size <= _CHECKED_WHOLE_BYTES:
+            check_json(file)
     if not any(found[reader.name] for reader in wanted):
-        if folder.is_file():
-            read_json(folder)  # a damaged file is told with the place of the damage
         layouts = "; ".join(f"{reader.name} ({reader.layout})" for reader in wanted)
         raise DataError(
             f"{folder}: no data set for stage {stage} among {len(candidates):,} files; looked for {layouts}"
         )
-    for file in unknown:
-        # A damaged annotation file would otherwise look like one that nobody reads.
-        if file.suffix.lower() == ".json" and file.stat().st_size <= _CHECKED_WHOLE_BYTES:
-            read_json(file)
     if unknown:
         logger.info("not recognised, passed over: %s", _names(unknown, listing.root))
     other = [file for reader in FORMATS if reader not in wanted for file in found[reader.name]]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from embervlm.data.loaders import Caps, dataset_names
 from embervlm.data.robot_rewording import DEFAULT_VARIANTS, MAX_VARIANTS
 from embervlm.data.sample import DataError
 from embervlm.data.shards import find, names_shards
@@ -41,6 +42,10 @@ class RunSettings:
     stage1_epochs: float = 3.0
     stage2_epochs: float = 3.0
     stage3_robot_epochs: float = 30.0
+    datasets: tuple[str, ...] | None = None
+    max_per_dataset: int = 150_000
+    max_stage1: int = 1_000_000
+    max_files: int = 5
     robot_variants: int = DEFAULT_VARIANTS
     preset: str = "ember"
     init_from: Path | None = None
@@ -57,6 +62,13 @@ class RunSettings:
     def epochs(self, stage: int) -> float:
         """Passes over the data of ``stage``."""
         return (self.stage1_epochs, self.stage2_epochs, self.stage3_robot_epochs)[stage - 1]
+
+    def caps(self, stage: int) -> Caps:
+        """How much of the data of ``stage`` is kept; a flag of 0 keeps all."""
+        files = self.max_files or None
+        if stage == 1:
+            return Caps(per_dataset=self.max_per_dataset or None, total=self.max_stage1 or None, files=files)
+        return Caps(files=files)
 
     def data(self, stage: int) -> Path:
         """The data of ``stage``, which :meth:`check` has found to be given."""
@@ -116,8 +128,9 @@ class RunSettings:
             problems.append(f"--max_steps {self.max_steps}: expected 1 or more")
         if not 0 <= self.seed < 2**32:
             problems.append(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
-        if self.num_workers < 0:
-            problems.append(f"--num_workers {self.num_workers}: expected 0 or more")
+        for flag in ("num_workers", "max_per_dataset", "max_stage1", "max_files"):
+            if getattr(self, flag) < 0:
+                problems.append(f"--{flag} {getattr(self, flag)}: expected 0 or more")
         if not 1 <= self.robot_variants <= MAX_VARIANTS:
             problems.append(f"--robot_variants {self.robot_variants}: expected 1 to {MAX_VARIANTS}")
         if not 0 <= self.max_bad_share <= 1:
@@ -189,6 +202,32 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--stage2_data", type=Path, metavar="DIR", help="conversations")
     data.add_argument("--robot_data", type=Path, metavar="DIR", help="robot tasks")
     data.add_argument(
+        "--datasets",
+        metavar="A,B",
+        help=f"comma list of the data sets to use in stages 1 and 2; all unless given: {', '.join(dataset_names())}",
+    )
+    data.add_argument(
+        "--max_per_dataset",
+        type=int,
+        default=150_000,
+        metavar="N",
+        help="training samples that stage 1 keeps of a data set, drawn at random (default 150000; 0: all)",
+    )
+    data.add_argument(
+        "--max_stage1",
+        type=int,
+        default=1_000_000,
+        metavar="N",
+        help="training samples that stage 1 keeps in all (default 1000000; 0: all)",
+    )
+    data.add_argument(
+        "--max_files",
+        type=int,
+        default=5,
+        metavar="N",
+        help="training files that are read of GQA's many, drawn at random (default 5; 0: all)",
+    )
+    data.add_argument(
         "--robot_variants",
         type=int,
         default=DEFAULT_VARIANTS,
@@ -217,7 +256,7 @@ def settings_from(arguments: argparse.Namespace) -> RunSettings:
     """The settings that parsed flags ask for.
 
     Raises:
-        SettingsError: an unknown tracker.
+        SettingsError: an unknown tracker or data set.
     """
     values: dict[str, Any] = {
         field.name: getattr(arguments, field.name) for field in fields(RunSettings) if hasattr(arguments, field.name)
@@ -228,6 +267,13 @@ def settings_from(arguments: argparse.Namespace) -> RunSettings:
     if unknown:
         raise SettingsError(f"--report_to {', '.join(unknown)}: not known; there are: {', '.join(TRACKERS)}")
     values["report_to"] = trackers
+    if arguments.datasets is not None:
+        names = tuple(name.strip() for name in arguments.datasets.split(",") if name.strip())
+        missing = [name for name in names if name not in dataset_names()]
+        if missing or not names:
+            wrong = ", ".join(missing) or "an empty list"
+            raise SettingsError(f"--datasets: {wrong} is not known; there are: {', '.join(dataset_names())}")
+        values["datasets"] = names
     return RunSettings(**values)
 
 

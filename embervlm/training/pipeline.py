@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from embervlm.data.collate import ConversationDataset, RobotTaskDataset
 from embervlm.data.index import cache_folder
-from embervlm.data.loaders import load_base
+from embervlm.data.loaders import Stage, dataset_names, load_base
 from embervlm.data.quarantine import QUARANTINE_FILE, read_quarantine
 from embervlm.data.robot_loader import load_robot_tasks
 from embervlm.data.shards import find, names_shards
@@ -109,7 +109,17 @@ def _load_data(settings: RunSettings, fleet: Fleet, stage: int) -> StageData:
         return StageData(catalogue, catalogue.validation_samples())
     # A conversation's pictures may stand with those of stage 1, as COCO's do.
     roots = [settings.stage1_data] if stage == 2 and settings.stage1_data and not stage1_is_shards else []
-    loaded = load_base(settings.data(stage), 1 if stage == 1 else 2, extra_image_roots=roots, seed=settings.seed)
+    number: Stage = 1 if stage == 1 else 2
+    # A choice that names no data set of this stage is about the other one.
+    chosen = [name for name in settings.datasets or () if name in dataset_names(number)]
+    loaded = load_base(
+        settings.data(stage),
+        number,
+        extra_image_roots=roots,
+        seed=settings.seed,
+        caps=settings.caps(stage),
+        datasets=chosen or None,
+    )
     return StageData(loaded.train, loaded.validation)
 
 

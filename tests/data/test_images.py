@@ -6,6 +6,8 @@ import io
 import json
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -59,6 +61,35 @@ def test_every_hostile_picture_has_its_known_outcome(shared: Path) -> None:
             wrong.append((entry["file"], outcome))
     assert wrong == []
     assert (len(manifest), sum(entry["pillow_allow"]["ok"] for entry in manifest)) == (475, 198)
+
+
+_DECODE_ALL = """
+import json, resource, sys
+from pathlib import Path
+from embervlm.data.images import ImageError, decode_image
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+folder = Path(sys.argv[1])
+files = [folder / entry["file"] for entry in json.loads((folder / "images/MANIFEST.json").read_text())]
+before, sound = peak(), 0
+for file in files:
+    try:
+        sound += decode_image(file) is not None
+    except ImageError:
+        pass
+print(len(files), sound, peak() - before)
+"""
+
+
+def test_hostile_pictures_take_little_memory_and_end_no_process(shared: Path) -> None:
+    command = [sys.executable, "-c", _DECODE_ALL, str(shared / "hostile")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    files, sound, grown = map(int, done.stdout.split())
+    assert (files, sound) == (475, 198)
+    assert grown <= 200, f"{grown} MiB"
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
