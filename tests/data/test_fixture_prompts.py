@@ -86,28 +86,11 @@ def test_every_turn_of_a_conversation_is_supervised(shared: Path, processor: Any
         " an advertisement.<|endoftext|>\nUser: Is the bus driving down the street or pulled off to the side?\n"
         "Assistant: The bus is driving down the street, which is crowded with people and other vehicles.<|endoftext|>",
         [
-            *([" The", " bus", " in", " the", " image", " is", " white", " and", " red", "."]),
-            "<|endoftext|>",
-            *([" The", " back", " of", " the", " bus", " features", " an", " advertisement", "."]),
-            "<|endoftext|>",
-            *[
-                " The",
-                " bus",
-                " is",
-                " driving",
-                " down",
-                " the",
-                " street",
-                ",",
-                " which",
-                " is",
-                " crowded",
-                " with",
-                " people",
-                " and",
-                " other",
-            ],
-            *[" vehicles", "."],
-            "<|endoftext|>",
+            token.replace("END", "<|endoftext|>")
+            for token in (
+                " The| bus| in| the| image| is| white| and| red|.|END"
+                "| The| back| of| the| bus| features| an| advertisement|.|END"
+                "| The| bus| is| driving| down| the| street|,| which| is| crowded| with| people| and| other| vehicles|.|END"
+            ).split("|")
         ],
     )
