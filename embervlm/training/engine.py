@@ -153,7 +153,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         lengths = getattr(dataset, "lengths", None)
         self._order = EpochSampler(
             len(dataset) if lengths is None else lengths,
-            seed=self.args.data_seed,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             group=self._train_batch_size * self.args.world_size,
         )
         return self._order
