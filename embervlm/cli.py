@@ -16,6 +16,8 @@ from embervlm import __version__
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+# As `model.configuration_embervlm.PRESETS`, which takes seconds to import.
+_PRESETS = ("ember", "spark")
 
 
 class UsageError(Exception):
@@ -183,6 +185,17 @@ def _data_flags(parser: argparse.ArgumentParser) -> None:
     robots.add_argument("--out", required=True, type=Path, metavar="FILE", help="a new file, above the tasks' pictures")
     robots.add_argument("--fleet", type=Path, metavar="FILE", help="whose names they use; the default five without it")
     robots.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    report = commands.add_parser(
+        "report", help="say what data hold, what is left out and why, and whether it is enough"
+    )
+    report.add_argument("paths", nargs="+", metavar="PATH", help="folders or files of any stage, patterns of shards")
+    report.add_argument("--json", action="store_true", help="print the rows as JSON and nothing else")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write a page with sample records and their prompts")
+    report.add_argument("--preset", choices=_PRESETS, default="ember", help="the model that the data are judged for")
+    report.add_argument("--seed", type=int, default=0, metavar="S", help="of the split and the draws, as in training")
+    report.add_argument("--datasets", metavar="A,B", help="look at these sets only")
+    report.add_argument("--fleet", type=Path, metavar="FILE", help="of the robot tasks; the default five without it")
+    report.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
 
 
 def _convert_robots(arguments: argparse.Namespace) -> int:
@@ -198,9 +211,39 @@ def _convert_robots(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report_data(arguments: argparse.Namespace) -> int:
+    if arguments.seed < 0:
+        raise UsageError("--seed must be 0 or more")
+    if arguments.html is not None and (arguments.html.is_dir() or not arguments.html.absolute().parent.is_dir()):
+        raise ValueError(f"{arguments.html}: cannot be written; expected the name of a file in a folder that is there")
+    from embervlm.data.report import make_report, report_datasets
+    from embervlm.fleet import Fleet
+
+    datasets = None if arguments.datasets is None else [name.strip() for name in arguments.datasets.split(",")]
+    if unknown := [name for name in datasets or () if name not in report_datasets()]:
+        raise UsageError(f"--datasets: {unknown[0]!r:.60} is not known; there are: {', '.join(report_datasets())}")
+    fleet = Fleet.from_yaml(arguments.fleet) if arguments.fleet is not None else Fleet.default()
+    report = make_report(arguments.paths, preset=arguments.preset, seed=arguments.seed, datasets=datasets, fleet=fleet)
+    if arguments.html is not None:
+        from embervlm.data.report_page import write_page
+
+        write_page(arguments.html, report)
+    if arguments.json:
+        print(json.dumps(report.to_list(), ensure_ascii=False))
+    else:
+        from embervlm.data.report_table import print_report
+
+        print_report(report)
+    for refused in report.refused:
+        print(f"embervlm data: {_one_line(refused)}", file=sys.stderr)
+    return EXIT_FAILED if report.refused else 0
+
+
 def _data(arguments: argparse.Namespace) -> int:
     if arguments.data_command == "robots":
         return _convert_robots(arguments)
+    if arguments.data_command == "report":
+        return _report_data(arguments)
     if arguments.scenes < 1 or arguments.seed < 0:
         raise UsageError("--scenes must be 1 or more and --seed 0 or more")
     from embervlm.data.sample_data.write import write_sample_data
@@ -235,7 +278,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Calla
     "train": ("Run the training pipeline.", _train_flags, _train),
     "select": ("Select the robots for a task.", _select_flags, _select),
     "evaluate": ("Measure a model on robot tasks.", _evaluate_flags, _evaluate),
-    "data": ("Make sample data.", _data_flags, _data),
+    "data": ("Make sample data, convert robot tasks, report on data.", _data_flags, _data),
     "doctor": ("Check this machine, a model and data.", _doctor_flags, _doctor),
 }
 
@@ -271,7 +314,7 @@ def _progress_line() -> Callable[[str, int, int], None]:
     return show
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: object) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
