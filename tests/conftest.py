@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,16 @@ TINY_TEXT = {
     "embd_pdrop": 0.0,
     "attn_pdrop": 0.0,
 }
+
+
+@pytest.fixture(autouse=True)
+def package_logger() -> Iterator[None]:
+    """Every test finds the package's logger as a library leaves it, whatever a command has set up before."""
+    logger = logging.getLogger("embervlm")
+    before = (logger.handlers[:], logger.propagate, logger.level)
+    logger.handlers.clear()
+    yield
+    logger.handlers[:], logger.propagate, logger.level = before
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,8 @@ class Ran:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """A function that runs a command in this process."""
-    logger = logging.getLogger("embervlm")
-    before = (logger.handlers[:], logger.propagate, logger.level)
-    logger.handlers.clear()  # so that the command sets its own up, on the captured stderr
 
     def call(*arguments: object) -> Ran:
         capsys.readouterr()
@@ -55,8 +52,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
         err = "\n".join(line for line in captured.err.splitlines() if not re.match(r"(\r|Loading|$)", line))
         return Ran(code, captured.out, err)
 
-    yield call
-    logger.handlers[:], logger.propagate, logger.level = before
+    return call
 
 
 def test_help_and_version(run: Callable[..., Ran]) -> None:

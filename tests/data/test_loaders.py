@@ -71,7 +71,10 @@ def _keys(samples: Sequence[Sample]) -> set[str]:
     }
 
 
-def test_the_fixtures_as_a_whole(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_fixtures_as_a_whole(
+    shared: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBERVLM_CACHE", str(tmp_path))  # what is passed over is said when the index is written
     with caplog.at_level(logging.INFO, "embervlm.data.loaders"):
         data = load_base(shared / "fixtures", 1)
     rows = _rows(data)
