@@ -34,7 +34,7 @@ from embervlm.prompts import Piece, encode
 from embervlm.tokens import IMAGE, encode_text, load_tokenizer
 
 #: Longest side of a sample's picture on the page, in pixels.
-THUMBNAIL = 240
+THUMBNAIL = 192
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1c1b1a; --soft: #63605b; --line: #dcd8d2; --box: #f7f5f2;
@@ -69,7 +69,7 @@ tfoot > tr > * { border-bottom: 0; font-weight: 700; }
 .good { --tone: var(--good); } .warn { --tone: var(--warn); } .bad { --tone: var(--bad); }
 .none { --tone: var(--soft); }
 .refused { border: 1px solid var(--bad); border-radius: 8px; padding: .5rem 1rem; }
-article { display: grid; grid-template-columns: 15rem minmax(0, 1fr); gap: 1rem; border: 1px solid var(--line);
+article { display: grid; grid-template-columns: 12rem minmax(0, 1fr); gap: 1rem; border: 1px solid var(--line);
   border-radius: 8px; padding: 1rem; margin: .75rem 0; background: var(--box); break-inside: avoid; }
 figure { margin: 0; } figure img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
 figcaption { overflow-wrap: anywhere; margin-top: .35rem; }
@@ -175,15 +175,27 @@ def shown_tokens(pieces: Iterable[Piece], tokenizer: Any, image_tokens: int) -> 
             yield ShownToken(piece.control, tuple(ids), piece.supervised, control=True, times=times)
             continue
         waiting: list[int] = []
-        for token in encode_text(tokenizer, piece.text):
+        data = b""
+        ids = encode_text(tokenizer, piece.text)
+        for token, name in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
             waiting.append(token)
-            text = tokenizer.decode(waiting, clean_up_tokenization_spaces=False)
+            data += bytes(_BYTES[character] for character in name)
             # A token may end within a character, which is then shown with the next ones.
-            if "\ufffd" not in text or "\ufffd" in piece.text:
-                yield ShownToken(text, tuple(waiting), piece.supervised)
-                waiting = []
-        if waiting:
-            yield ShownToken(tokenizer.decode(waiting), tuple(waiting), piece.supervised)
+            try:
+                yield ShownToken(data.decode(), tuple(waiting), piece.supervised)
+            except UnicodeDecodeError:
+                continue
+            waiting, data = [], b""
+
+
+def _byte_characters() -> dict[str, int]:
+    """The byte that each character of a token's name stands for: GPT-2 names bytes that cannot be printed 256 on."""
+    named = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)) - set(named))
+    return {chr(byte): byte for byte in named} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_characters()
 
 
 def _verdicts(report: Report) -> Iterator[str]:
