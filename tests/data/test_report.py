@@ -151,15 +151,6 @@ def test_json_holds_the_rows_and_nothing_else(shared: Path, run: Callable[..., R
     for row in rows:
         first = ["stage", "dataset", "files", "records", "with_answer", "with_image", "rejected", "kept"]
         assert list(row)[:8] == first
-            "stage",
-            "dataset",
-            "files",
-            "records",
-            "with_answer",
-            "with_image",
-            "rejected",
-            "kept",
-        ]
         assert all(type(row[name]) is int for name in ("files", "records", "with_answer", "with_image", "kept"))
         left = row["rejected"] + row["duplicates"] + row["held_out"] + row["over_cap"]
         assert row["records"] == left + row["kept"] and row["kept"] == row["train"] + row["validation"]
