@@ -20,6 +20,7 @@ from embervlm.data.shards import printable
 
 #: Of the lines where the output is no terminal.
 WIDTH = 110
+_WIDEST = Console(width=1_000)
 
 #: Heading, what it means, and the number of a row; the total is the sum.
 RECORD_COLUMNS: tuple[tuple[str, str, Callable[[SetRow], int]], ...] = (
@@ -114,10 +115,13 @@ def _print(report: Report, console: Console) -> None:
     for number, path in enumerate(report.paths, 1):
         line(f"path {number}: {path}" if several else str(path))
     if report.rows:
-        console.print(_records(report))
-        line(SUM_RULE, "dim")
-        console.print(_tokens(report))
-        line(sampling_note(report), "dim")
+        width = console.width
+        for table, below in ((_records(report), SUM_RULE), (_tokens(report), sampling_note(report))):
+            # Wider than a narrow terminal if need be: numbers cut short could not be read.
+            console.width = max(width, _WIDEST.measure(table).maximum)
+            console.print(table, crop=False)
+            console.width = width
+            line(below, "dim")
     left_out = [row for row in report.rows if row.rejected]
     if left_out:
         line("\nRejected, and why", "bold")
@@ -156,9 +160,9 @@ def _table(report: Report, headings: Sequence[str], cells: Sequence[Sequence[str
     if several:
         table.add_column("path")
     table.add_column("stage")
-    table.add_column("set", overflow="fold", min_width=13)
+    table.add_column("set", no_wrap=True)
     for heading in headings:
-        table.add_column(heading, justify="right", overflow="fold")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row, of_row in zip(report.rows, cells, strict=True):
         path = [str(report.paths.index(row.path) + 1)] if several else []
         table.add_row(*path, str(row.stage), row.dataset, *of_row)

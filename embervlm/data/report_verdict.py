@@ -38,7 +38,7 @@ REFERENCES: dict[tuple[str, int], tuple[Reference, ...]] = {
     ),
     ("ember", 2): (
         Reference("samples", 150_000, "LLaVA-Instruct-150K, arXiv 2304.08485"),
-        Reference("pictures", 80_000, "the same"),
+        Reference("pictures", 75_000, "the same"),
     ),
     ("ember", 3): (Reference("samples", 4_000, _DEMO), Reference("pictures", 1_200, "the same")),
     ("spark", 1): (Reference("samples", 6_000, _DEMO), Reference("pictures", 1_200, "the same")),
@@ -106,8 +106,9 @@ def judge(size: StageSize, preset: str, parameters: int) -> Verdict:
     word: Word = "enough" if min(shares) >= 1 else "thin" if min(shares) >= THIN_FROM else "too little"
     if word == "enough" and (missing > MISSING_PICTURES or cut > CUT):
         word = "thin"
+    counts = [f"{found[each.what]:,} {each.what} (enough: {each.enough:,})" for each in references]
     parts = [
-        f"{' and '.join(f'{found[each.what]:,} of {each.enough:,} {each.what}' for each in references)} to train on",
+        f"{' and '.join(counts)} to train on",
         f"{_shown(missing)} of the records lack their picture",
         f"{_shown(cut)} of the samples are cut",
         f"an epoch teaches {size.supervised:,} tokens, {_ratio(size.supervised / parameters)} for each parameter",
