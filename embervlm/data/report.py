@@ -295,7 +295,7 @@ def make_report(
         tuple(rows),
         tuple(survey.refused.values()),
         tuple(verdicts),
-        (*notes, *survey.notes),
+        (*notes, *survey.notes, *_read_twice(rows)),
     )
 
 
@@ -321,6 +321,16 @@ def _distinct(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
         else:
             notes.append(f"{path} lies in {above} and is counted there")
     return kept, notes
+
+
+def _read_twice(rows: Sequence[SetRow]) -> Iterator[str]:
+    """A note for each file that two sets take for their own."""
+    taken: dict[Path, SetRow] = {}
+    for row in rows:
+        for file in row.files:
+            other = taken.setdefault(file.resolve(), row)
+            if other.dataset != row.dataset:
+                yield f"{file}: read as {other.dataset} (stage {other.stage}) and as {row.dataset} (stage {row.stage})"
 
 
 def _stage_size(stage: int, rows: Sequence[SetRow], pictures: int) -> StageSize:

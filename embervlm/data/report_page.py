@@ -68,7 +68,8 @@ tfoot > tr > * { border-bottom: 0; font-weight: 700; }
 .verdicts b { display: block; font-size: 1.15rem; color: var(--tone); }
 .good { --tone: var(--good); } .warn { --tone: var(--warn); } .bad { --tone: var(--bad); }
 .none { --tone: var(--soft); }
-.refused { border: 1px solid var(--bad); border-radius: 8px; padding: .5rem 1rem; }
+.refused { border: 1px solid var(--bad); border-radius: 8px; padding: 1rem; margin-top: 2rem; }
+.refused h2 { margin-top: 0; }
 article { display: grid; grid-template-columns: 12rem minmax(0, 1fr); gap: 1rem; border: 1px solid var(--line);
   border-radius: 8px; padding: 1rem; margin: .75rem 0; background: var(--box); break-inside: avoid; }
 figure { margin: 0; } figure img { display: block; max-width: 100%; height: auto; border-radius: 4px; }

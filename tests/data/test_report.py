@@ -194,6 +194,20 @@ def test_a_path_in_another_is_counted_once(tmp_path: Path) -> None:
     assert report.notes == (f"{tmp_path / 'all' / 'inner'} lies in {tmp_path / 'all'} and is counted there",)
 
 
+def test_a_file_that_two_sets_take_is_named(tmp_path: Path) -> None:
+    lines = [
+        {"instruction": "Robots: ...", "input": f"Task: Look at {name}.", "output": "Drone", "image": "a.png"}
+        for name in ("it", "them", "us")
+    ]
+    picture(tmp_path / "a.png")
+    (tmp_path / "single.json").write_text(json.dumps(lines))
+    report = make_report([tmp_path])
+    of_stages = {row.stage: row.dataset for row in report.rows}
+    expected = [f"{tmp_path / 'single.json'}: read as llava_qa (stage 2) and as robot_tasks (stage 3)"]
+    assert list(report.notes) == (expected if 2 in of_stages else [])
+    assert of_stages[3] == "robot_tasks"
+
+
 def test_what_cannot_be_trained_on_has_rows_too(tmp_path: Path) -> None:
     captions(tmp_path / "a", count=5)
     for file in (tmp_path / "a").glob("*.png"):
@@ -293,6 +307,17 @@ def test_shards(shared: Path) -> None:
     assert (row.dataset, row.records, row.with_image, row.train, row.validation) == ("shards", 20, 20, 19, 1)
     check_sums(row)
     assert row.tokens is not None and row.tokens.encoded == 19
+
+
+def test_the_documented_report_is_what_is_printed(
+    shared: Path, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).resolve().parents[2]
+    text = (root / "docs" / "data.md").read_text(encoding="utf-8")
+    block = re.search(r"```\n\$ embervlm data report (.+)\n((?:.*\n)*?)```", text)
+    assert block is not None
+    monkeypatch.chdir(root)
+    assert run(*block[1].split()).out == block[2]
 
 
 # ---- tokens ----
