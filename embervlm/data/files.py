@@ -20,7 +20,7 @@ from embervlm.data.sample import DataError, PackedPicture, Picture, image_key, k
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MAX_FILES = 20_000_000
 MAX_NAME_CHARACTERS = 1_000
-_REMEMBERED_AT_MOST = 20_000
+_REMEMBERED_AT_MOST = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,13 @@ class Pictures:
         return len(self.place_of) - 1
 
     def find(
-        self, name: object, place: str, *, split_folder: str | None = None, near: Path | None = None
+        self,
+        name: object,
+        place: str,
+        *,
+        split_folder: str | None = None,
+        near: Path | None = None,
+        again: bool = True,
     ) -> int | None:
         """The number of the picture that ``name`` means, or None where there is none or it cannot be told which.
 
@@ -218,6 +224,7 @@ class Pictures:
             place: file and record, for the message.
             split_folder: for example ``train2017`` for records of ``captions_train2017.json``.
             near: the annotation file's folder.
+            again: whether the name may come again; if not, what it means is not remembered.
 
         Raises:
             DataError: ``name`` is no relative file name (see :func:`relative_name`), or a link that leaves the folder.
@@ -225,17 +232,19 @@ class Pictures:
         if self._hints != (split_folder, near):
             self._hints, self._found = (split_folder, near), {}
         # Only names that passed the check are remembered, so a name found here needs no second one.
-        if not isinstance(name, str) or name not in self._found:
-            parts = relative_name(name, place).parts
-            found = self._find(parts, split_folder, near)
-            if found is None and not self._outside.isdisjoint(parts):
-                raise DataError(
-                    f"{place}: picture {name!r:.120} leaves the data folder by a link; put the file itself there"
-                )
+        if isinstance(name, str) and name in self._found:
+            return self._found[name]
+        parts = relative_name(name, place).parts
+        found = self._find(parts, split_folder, near)
+        if found is None and not self._outside.isdisjoint(parts):
+            raise DataError(
+                f"{place}: picture {name!r:.120} leaves the data folder by a link; put the file itself there"
+            )
+        if again:
             if len(self._found) >= _REMEMBERED_AT_MOST:
                 self._found.clear()
             self._found[str(name)] = found
-        return self._found[str(name)]
+        return found
 
     def _find(self, name: tuple[str, ...], split_folder: str | None, near: Path | None) -> int | None:
         key = image_key(name[-1])

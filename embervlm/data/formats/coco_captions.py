@@ -85,7 +85,7 @@ def _read(file: Path, pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
                 continue
             if image not in found:
                 place = f"{file}: annotations[{number}]"
-                found[image] = pictures.find(names[image], place, split_folder=split_folder, near=near)
+                found[image] = pictures.find(names[image], place, split_folder=split_folder, near=near, again=False)
             picture = tally.count_picture(found[image], names[image])
             if picture is not None:
                 yield Row(DATASET, caption.id, "caption", split, picture, (("", text),))

@@ -98,7 +98,7 @@ def _read(file: Path, pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
                 if type(image) is not str or not _IMAGE_ID.fullmatch(image):
                     tally.rejected[_BAD_IMAGE_ID] += 1
                     continue
-                picture = found[image] = pictures.find(f"{image}.jpg", f"{file}: question {id}", near=near)
+                picture = found[image] = pictures.find(f"{image}.jpg", f"{file}: question {id}", near=near, again=False)
             if picture is None:
                 tally.missing_images += 1
                 tally.first_missing = tally.first_missing or f"{image}.jpg"

@@ -30,10 +30,15 @@ _ANSWERS = ("gpt", "assistant")
 _PLACEHOLDER = "<image>"
 
 
-class _Record(msgspec.Struct):
+class _Turn(msgspec.Struct, gc=False):
+    source: Any = msgspec.field(default=None, name="from")
+    value: Any = None
+
+
+class _Record(msgspec.Struct, gc=False):
     image: Any = None
     input_image: Any = None
-    conversations: Any = None
+    conversations: list[_Turn] | None = None
 
 
 def read(files: Sequence[Path], pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
@@ -99,11 +104,13 @@ def _turns(messages: Any, *, has_image: bool) -> list[tuple[str, str]] | str:
         return "the last question has no answer"
     texts: list[str] = []
     for number, message in enumerate(messages):
-        if not isinstance(message, dict):
+        if isinstance(message, dict):  # of a block that had to be read record by record
+            message = _Turn(message.get("from"), message.get("value"))
+        if not isinstance(message, _Turn):
             return "a turn is no object"
-        if message.get("from") not in (_ANSWERS if number % 2 else _ASKS):
+        if message.source not in (_ANSWERS if number % 2 else _ASKS):
             return "roles do not alternate between human and gpt"
-        text = clean_text(message.get("value"))
+        text = clean_text(message.value)
         if text is not None and number == 0 and _PLACEHOLDER in text:
             if not has_image:
                 return f"{_PLACEHOLDER} in the text, but no picture is named"

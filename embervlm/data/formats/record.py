@@ -180,7 +180,12 @@ def clean_text(value: object) -> str | None:
 
 def _is_unicode(text: str) -> bool:
     # Half of a surrogate pair can be written in JSON, but no tokenizer or log file takes it.
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return False
+    return True
 
 
 def majority(answers: Any) -> str | None:

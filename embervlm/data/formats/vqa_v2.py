@@ -161,7 +161,8 @@ def _joined(questions: _Questions, answers: _Answers, pictures: Pictures, ledger
                 continue
             if image not in found:
                 place = f"{questions.file}: questions[{number}]"
-                found[image] = pictures.find(f"{prefix}{image:012d}.jpg", place, split_folder=subtype, near=near)
+                name = f"{prefix}{image:012d}.jpg"
+                found[image] = pictures.find(name, place, split_folder=subtype, near=near, again=False)
             picture = found[image]
             if picture is None:
                 tally.count_picture(None, f"{prefix}{image:012d}.jpg")
