@@ -263,8 +263,8 @@ def make_report(
     """Look at every path for data of all three stages.
 
     Args:
-        paths: folders, annotation files, robot files or patterns of shards. The others serve as folders of pictures
-            for each; one that lies in another is counted there.
+        paths: folders, annotation files, robot files or patterns of shards. For stage 2 the others serve as folders
+            of pictures; one that lies in another is counted there.
         preset: the model that the data are judged for.
         seed: of the split and the draws, as training takes it.
         datasets: names of the sets to look at; all unless given.
@@ -381,7 +381,8 @@ class _Survey:
         stages: tuple[Literal[1], Literal[2]] = (1, 2)
         for stage in stages:
             if self.datasets is None or set(self.datasets) & set(dataset_names(stage)):
-                self._base(path, stage, roots)
+                # As in training, where a conversation's pictures may stand with those of stage 1, but not the reverse.
+                self._base(path, stage, roots if stage == 2 else [])
         if self._wants(ROBOT_TASKS):
             self._robots(path)
 

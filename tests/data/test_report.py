@@ -187,6 +187,16 @@ def test_chosen_sets_and_pictures_in_another_path(tmp_path: Path) -> None:
     assert [verdict.word for verdict in report.verdicts] == ["too little", "too little", "no data"]
 
 
+def test_pictures_of_captions_are_not_looked_for_elsewhere(tmp_path: Path) -> None:
+    captions(tmp_path / "first")
+    (tmp_path / "second").mkdir()
+    shutil.copy(tmp_path / "first" / "pairs.jsonl", tmp_path / "second")
+    report = make_report([tmp_path / "first", tmp_path / "second"])
+    assert [(row.with_image, row.missing_images) for row in report.rows] == [(20, 0), (0, 20)]
+    with pytest.raises(DataError, match="no usable record"):
+        load_base(tmp_path / "second", 1)
+
+
 def test_a_path_in_another_is_counted_once(tmp_path: Path) -> None:
     captions(tmp_path / "all" / "inner")
     report = make_report([tmp_path / "all" / "inner", tmp_path / "all", tmp_path / "all"])
