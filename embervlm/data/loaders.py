@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,9 @@ from embervlm.data.sample import DataError
 logger = logging.getLogger(__name__)
 
 Stage = Literal[1, 2]
+
+#: Share of the pictures that is split off, for data sets without a validation file of their own.
+VALIDATION_SHARE = 0.02
 
 _NAMED_AT_MOST = 8
 _CHECKED_WHOLE_BYTES = 64 * 1024**2
@@ -109,13 +112,35 @@ class LoadedData:
     report: list[SourceReport] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What a run takes of an index.
+
+    Attributes:
+        index: the index.
+        tallies: what the readers counted, by data set.
+        train, validation: rows of the index, sorted.
+        report: what became of each data set's records.
+    """
+
+    index: Index
+    tallies: dict[str, Tally]
+    train: NDArray[Any]
+    validation: NDArray[Any]
+    report: list[SourceReport]
+
+
+#: Told of a file that cannot be used, why, and of which stage it is if that can be told.
+Refuse = Callable[[Path, DataError, Stage | None], None]
+
+
 def load_base(
     folder: str | Path,
     stage: Stage,
     *,
     extra_image_roots: Sequence[str | Path] = (),
     seed: int = 0,
-    validation_share: float = 0.02,
+    validation_share: float = VALIDATION_SHARE,
     caps: Caps | None = None,
     datasets: Sequence[str] | None = None,
 ) -> LoadedData:
@@ -143,35 +168,72 @@ def load_base(
             is unknown; or a file is damaged (see the readers in ``formats``).
     """
     folder = Path(folder)
-    caps = caps or Caps.of_stage(stage)
-    formats = _wanted_formats(stage, datasets)
     if not folder.exists():
-        names = ", ".join(reader.name for reader in formats)
+        names = ", ".join(reader.name for reader in _wanted_formats(stage, datasets))
         raise DataError(f"{folder}: no such folder; expected one with {names}")
-    index = _index(folder, stage, [Path(root) for root in extra_image_roots], formats, caps, seed)
-    tallies = {name: tally for name, tally in index.tallies.items() if datasets is None or name in datasets}
-    for dataset, tally in tallies.items():
+    drawn = draw_base(
+        folder,
+        stage,
+        extra_image_roots=extra_image_roots,
+        seed=seed,
+        validation_share=validation_share,
+        caps=caps,
+        datasets=datasets,
+    )
+    assert drawn is not None  # without a `refuse`, what cannot be drawn from is an error
+    for dataset, tally in drawn.tallies.items():
         _log_tally(dataset, tally)
-    chosen = np.array([name in tallies for name in index.datasets], np.bool_)
-    columns = _Columns(index, chosen)
-    if not columns.usable.any():
-        reasons = "; ".join(_left_out(dataset, tally) for dataset, tally in tallies.items())
+    if not len(drawn.train) + len(drawn.validation):
+        reasons = "; ".join(_left_out(dataset, tally) for dataset, tally in drawn.tallies.items())
         raise DataError(f"{folder}: no usable record for stage {stage}: {reasons}")
-
-    train, validation, held_out = _split(columns, validation_share, seed)
-    kept_train, kept_validation = _under_caps(columns, train, validation, caps, seed)
-    if not len(kept_train):
-        raise DataError(
-            f"{folder}: nothing to train on in stage {stage}: all {len(validation):,} samples are validation"
-        )
-    report = _report(stage, tallies, columns, held_out, (train, validation), (kept_train, kept_validation))
-    for row in report:
+    if not len(drawn.train):
+        held_out = sum(row.validation + row.over_cap for row in drawn.report)
+        raise DataError(f"{folder}: nothing to train on in stage {stage}: all {held_out:,} samples are validation")
+    for row in drawn.report:
         logger.info(
             "%s: %s for training, %s for validation (%s held out with their picture, %s over a cap, %s repeated)",
             row.dataset,
             *(f"{n:,}" for n in (row.train, row.validation, row.held_out, row.over_cap, row.duplicates)),
         )
-    return LoadedData(IndexedSamples(index, kept_train), IndexedSamples(index, kept_validation), report)
+    return LoadedData(
+        IndexedSamples(drawn.index, drawn.train), IndexedSamples(drawn.index, drawn.validation), drawn.report
+    )
+
+
+def draw_base(
+    folder: Path,
+    stage: Stage,
+    *,
+    extra_image_roots: Sequence[str | Path] = (),
+    seed: int = 0,
+    validation_share: float = VALIDATION_SHARE,
+    caps: Caps | None = None,
+    datasets: Sequence[str] | None = None,
+    refuse: Refuse | None = None,
+) -> Draw | None:
+    """Index the data sets of a stage and draw a run's rows, of training perhaps none; see :func:`load_base`.
+
+    Args:
+        folder, stage, extra_image_roots, seed, validation_share, caps, datasets: as there.
+        refuse: told of each damaged file, which is then left out; without it the first is raised.
+
+    Returns:
+        what was drawn; None where nothing is there, if ``refuse`` is given.
+
+    Raises:
+        DataError: as there, but for a damaged file where ``refuse`` is given.
+    """
+    caps = caps or Caps.of_stage(stage)
+    formats = _wanted_formats(stage, datasets)
+    index = _index(folder, stage, [Path(root) for root in extra_image_roots], formats, caps, seed, refuse)
+    if index is None:
+        return None
+    tallies = {name: tally for name, tally in index.tallies.items() if datasets is None or name in datasets}
+    columns = _Columns(index, np.array([name in tallies for name in index.datasets], np.bool_))
+    train, validation, held_out = _split(columns, validation_share, seed)
+    kept = _under_caps(columns, train, validation, caps, seed)
+    report = _report(stage, tallies, columns, held_out, (train, validation), kept)
+    return Draw(index, tallies, *kept, report)
 
 
 def dataset_names(stage: Stage | None = None) -> tuple[str, ...]:
@@ -194,7 +256,15 @@ def _wanted_formats(stage: Stage, datasets: Sequence[str] | None) -> list[Format
     return formats
 
 
-def _index(folder: Path, stage: Stage, roots: list[Path], formats: list[Format], caps: Caps, seed: int) -> Index:
+def _index(
+    folder: Path,
+    stage: Stage,
+    roots: list[Path],
+    formats: list[Format],
+    caps: Caps,
+    seed: int,
+    refuse: Refuse | None,
+) -> Index | None:
     """Open the index of these folders and formats, or write it."""
     settings = {
         "version": INDEX_VERSION,
@@ -216,15 +286,33 @@ def _index(folder: Path, stage: Stage, roots: list[Path], formats: list[Format],
             if waited % _WAIT_LINE_SECONDS < _WAIT_SECONDS:
                 logger.info("waiting for the index of %s", folder)
             found = open_index(name, drawn)
-    if found is None:
-        found = _write(name, folder, stage, roots, formats, drawn)
-    return found
+    if found is not None:
+        return found
+    try:
+        return _write(name, folder, stage, roots, formats, drawn, None)
+    except DataError:
+        if refuse is None:
+            raise
+    # Kept apart from those that training opens: this one lacks what was damaged.
+    return _write(f"partial-{name}", folder, stage, roots, formats, drawn, refuse)
 
 
 def _write(
-    name: str, folder: Path, stage: Stage, roots: list[Path], formats: list[Format], drawn: dict[str, Any]
-) -> Index:
-    listings = [list_folder(folder if folder.is_dir() else folder.parent), *map(list_folder, roots)]
+    name: str,
+    folder: Path,
+    stage: Stage,
+    roots: list[Path],
+    formats: list[Format],
+    drawn: dict[str, Any],
+    refuse: Refuse | None,
+) -> Index | None:
+    try:
+        listings = [list_folder(folder if folder.is_dir() else folder.parent), *map(list_folder, roots)]
+    except DataError as error:
+        if refuse is None:
+            raise
+        refuse(folder, error, None)
+        return None
     for each in listings:
         if each.links_out:
             logger.warning(
@@ -233,7 +321,14 @@ def _write(
                 f"{len(each.links_out):,}",
                 each.links_out[0],
             )
-    found, looked_at = _recognise(listings[0], folder, formats, stage)
+    found, looked_at = _recognise(listings[0], folder, formats, refuse)
+    if refuse is not None:
+        found |= {each.name: _sound_files(each, found[each.name], listings, refuse) for each in formats}
+    if not any(found[reader.name] for reader in formats):
+        if refuse is not None:
+            return None
+        layouts = "; ".join(f"{reader.name} ({reader.layout})" for reader in formats)
+        raise DataError(f"{folder}: no data set for stage {stage} among {len(looked_at):,} files; looked for {layouts}")
     all_read = True
     for reader in formats:
         if reader.few_files and drawn["files"] is not None:
@@ -255,6 +350,26 @@ def _write(
     return index
 
 
+def _sound_files(reader: Format, files: list[Path], listings: list[Listing], refuse: Refuse) -> list[Path]:
+    """Those of a format's files that can be read together."""
+    left = list(files)
+    while left:
+        try:
+            for _ in reader.read(left, Pictures(listings), Ledger()):
+                pass
+            break
+        except DataError as error:
+            text = str(error)
+            named = [file for file in left if text.startswith(str(file))] or [
+                file for file in left if str(file) in text
+            ]
+            # Without a name it is about how the files fit together.
+            for file in named or list(left):
+                refuse(file, error, reader.stage)
+                left.remove(file)
+    return left
+
+
 def _few(files: list[Path], at_most: int, seed: int) -> list[Path]:
     """All validation files and a seeded draw of the training files."""
     train = [file for file in files if split_of(file.stem) == "train"]
@@ -264,7 +379,7 @@ def _few(files: list[Path], at_most: int, seed: int) -> list[Path]:
 
 
 def _recognise(
-    listing: Listing, folder: Path, wanted: list[Format], stage: Stage
+    listing: Listing, folder: Path, wanted: list[Format], refuse: Refuse | None
 ) -> tuple[dict[str, list[Path]], list[Path]]:
     """Which files each format is to read, and all that were looked at; what no format reads is named in one line."""
     suffixes = (".json", ".jsonl", *(suffix for reader in FORMATS for suffix in reader.suffixes))
@@ -272,17 +387,19 @@ def _recognise(
     found: dict[str, list[Path]] = {reader.name: [] for reader in FORMATS}
     unknown: list[Path] = []
     for file in candidates:
-        reader = _format_of(file)
-        (unknown if reader is None else found[reader.name]).append(file)
-    for file in unknown:
-        # A damaged annotation file would otherwise look like one that nobody reads.
-        if file.suffix.lower() in (".json", ".jsonl") and file.stat().st_size <= _CHECKED_WHOLE_BYTES:
-            check_json(file)
-    if not any(found[reader.name] for reader in wanted):
-        layouts = "; ".join(f"{reader.name} ({reader.layout})" for reader in wanted)
-        raise DataError(
-            f"{folder}: no data set for stage {stage} among {len(candidates):,} files; looked for {layouts}"
-        )
+        try:
+            reader = _format_of(file)
+            if reader is not None:
+                found[reader.name].append(file)
+                continue
+            # A damaged annotation file would otherwise look like one that nobody reads.
+            if file.suffix.lower() in (".json", ".jsonl") and file.stat().st_size <= _CHECKED_WHOLE_BYTES:
+                check_json(file)
+            unknown.append(file)
+        except DataError as error:
+            if refuse is None:
+                raise
+            refuse(file, error, None)
     if unknown:
         logger.info("not recognised, passed over: %s", _names(unknown, listing.root))
     other = [file for reader in FORMATS if reader not in wanted for file in found[reader.name]]
@@ -382,7 +499,7 @@ def _under_caps(
         _draw(train[columns.dataset[train] == number], caps.per_dataset, f"{seed}/train/{name}")
         for number, name in enumerate(columns.names)
     ]
-    joined = np.sort(np.concatenate(kept))
+    joined = np.sort(np.concatenate([*kept, train[:0]]))
     return _draw(joined, caps.total, f"{seed}/train"), _draw(validation, caps.validation, f"{seed}/validation")
 
 

@@ -8,7 +8,6 @@ rest is still counted. ``report_tokens`` counts the tokens, ``report_verdict`` j
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,14 +19,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embervlm.data import loaders, robot_loader
+from embervlm.data import robot_loader
 from embervlm.data.collate import conversation_pieces, robot_task_pieces
-from embervlm.data.files import Listing, Pictures, list_folder
-from embervlm.data.formats import FORMATS
-from embervlm.data.formats.record import NO_PICTURE, Format, Ledger, Row
-from embervlm.data.index import STYLES, Index, IndexedSamples, cache_folder, write_index
-from embervlm.data.json_files import read_json
-from embervlm.data.loaders import Caps, SourceReport, Stage, dataset_names
+from embervlm.data.files import list_folder
+from embervlm.data.formats.record import NO_PICTURE
+from embervlm.data.index import STYLES, Index, IndexedSamples, cache_folder
+from embervlm.data.loaders import SourceReport, Stage, dataset_names, draw_base
 from embervlm.data.order import text_lengths
 from embervlm.data.report_tokens import TokenCount, count_tokens, draw
 from embervlm.data.report_verdict import StageSize, Verdict, judge
@@ -48,8 +45,6 @@ logger = logging.getLogger(__name__)
 #: Records of each set that the page shows.
 SHOWN = 6
 NO_IMAGE = "image not found"
-#: As `loaders.load_base` has it by default.
-_VALIDATION_SHARE = 0.02
 #: Shards that captions are drawn from, and pairs read of each, one after the other.
 _DRAWN_SHARDS, _DRAWN_PAIRS = 8, 250
 
@@ -398,29 +393,18 @@ class _Survey:
     # ---- stages 1 and 2 ----
 
     def _base(self, path: Path, stage: Stage, roots: list[Path]) -> None:
-        # As `loaders.load_base`, which raises where nothing is left to train on; here that is a row as well.
-        caps = Caps.of_stage(stage)
-        formats = [reader for reader in FORMATS if reader.stage == stage]
-        if self.datasets is not None:
-            formats = [reader for reader in formats if set(reader.datasets) & set(self.datasets)]
-        try:
-            index: Index | None = loaders._index(path, stage, roots, formats, caps, self.seed)
-        except DataError:
-            index = self._sound_index(path, stage, roots, formats, caps)
-        if index is None:
-            return
-        tallies = {name: tally for name, tally in index.tallies.items() if self._wants(name)}
-        self.notes += [note for tally in tallies.values() for note in tally.notes]
-        nothing: NDArray[Any] = np.zeros(0, np.int64)
-        split, held_out = (nothing, nothing), dict[str, int]()
-        kept = split
-        columns = loaders._Columns(index, np.array([name in tallies for name in index.datasets], np.bool_))
-        if columns.usable.any():
-            train, validation, held_out = loaders._split(columns, _VALIDATION_SHARE, self.seed)
-            split = train, validation
-            kept = loaders._under_caps(columns, train, validation, caps, self.seed)
-        for found in loaders._report(stage, tallies, columns, held_out, split, kept):
-            self.rows.append(self._base_row(path, index, found, *kept))
+        drawn = draw_base(
+            path,
+            stage,
+            extra_image_roots=roots,
+            seed=self.seed,
+            datasets=self.datasets and [name for name in self.datasets if name in dataset_names(stage)],
+            refuse=lambda file, error, of_stage: self._refuse(file, str(error), of_stage),
+        )
+        if drawn is not None:
+            self.notes += [note for tally in drawn.tallies.values() for note in tally.notes]
+            for found in drawn.report:
+                self.rows.append(self._base_row(path, drawn.index, found, drawn.train, drawn.validation))
 
     def _base_row(
         self, path: Path, index: Index, found: SourceReport, train: NDArray[Any], validation: NDArray[Any]
@@ -483,64 +467,6 @@ class _Survey:
             seed=f"{seed}/tokens",
             single_turns=single_turns,
         )
-
-    def _sound_index(
-        self, path: Path, stage: Stage, roots: list[Path], formats: Sequence[Format], caps: Caps
-    ) -> Index | None:
-        """Index what can be read of a path and note what cannot; None where nothing is there or left."""
-        try:
-            listings = [list_folder(path if path.is_dir() else path.parent), *map(list_folder, roots)]
-        except DataError as error:
-            self._refuse(path, str(error), None)
-            return None
-        suffixes = (".json", ".jsonl", *(suffix for reader in FORMATS for suffix in reader.suffixes))
-        candidates = listings[0].with_suffix(*suffixes) if path.is_dir() else [path.resolve()]
-        found: dict[str, list[Path]] = {reader.name: [] for reader in FORMATS}
-        for file in candidates:
-            try:
-                reader = loaders._format_of(file)
-                if reader is not None:
-                    found[reader.name].append(file)
-                elif file.suffix.lower() == ".json" and file.stat().st_size <= loaders._CHECKED_WHOLE_BYTES:
-                    read_json(file)
-            except DataError as error:
-                self._refuse(file, str(error), None)
-        for reader in formats:
-            if reader.few_files and caps.files is not None:
-                found[reader.name] = loaders._few(found[reader.name], caps.files, self.seed)
-            found[reader.name] = self._sound_files(reader, found[reader.name], listings)
-        if not any(found[reader.name] for reader in formats):
-            return None
-        pictures, ledger = Pictures(listings), Ledger()
-
-        def rows() -> Iterator[Row]:
-            for reader in formats:
-                if found[reader.name]:
-                    yield from reader.read(found[reader.name], pictures, ledger)
-
-        names = [str(path.resolve()), stage, *map(str, roots), *(reader.name for reader in formats)]
-        name = f"sound-{hashlib.sha256(repr(names).encode()).hexdigest()[:24]}"
-        return write_index(name, rows(), pictures, ledger, listings, candidates, None)
-
-    def _sound_files(self, reader: Format, files: list[Path], listings: list[Listing]) -> list[Path]:
-        """Those of a format's files that can be read together; the others are noted."""
-        left = list(files)
-        while left:
-            try:
-                for _ in reader.read(left, Pictures(listings), Ledger()):
-                    pass
-            except DataError as error:
-                text = str(error)
-                named = [file for file in left if text.startswith(str(file))] or [
-                    file for file in left if str(file) in text
-                ]
-                # Without a name it is about how the files fit together.
-                for file in named or left:
-                    self._refuse(file, text, reader.stage)
-                    left.remove(file)
-            else:
-                break
-        return left
 
     # ---- shards ----
 

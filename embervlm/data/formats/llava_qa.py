@@ -77,7 +77,9 @@ def read(files: Sequence[Path], pictures: Pictures, ledger: Ledger) -> Iterator[
 
 
 def _recognise(head: Head) -> bool:
-    return head.key in ("", LINES) and {"image", "instruction", "output"} <= head.first.keys()
+    # With 'input' it is a robot task.
+    named = {"image", "instruction", "output"} <= head.first.keys()
+    return head.key in ("", LINES) and named and "input" not in head.first
 
 
 FORMAT = Format(
