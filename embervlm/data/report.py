@@ -11,7 +11,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embervlm.data import robot_loader
 from embervlm.data.collate import conversation_pieces, robot_task_pieces
 from embervlm.data.files import list_folder
 from embervlm.data.formats.record import NO_PICTURE
@@ -29,7 +27,7 @@ from embervlm.data.order import text_lengths
 from embervlm.data.report_tokens import TokenCount, count_tokens, draw
 from embervlm.data.report_verdict import StageSize, Verdict, judge
 from embervlm.data.robot_loader import DATASET as ROBOT_TASKS
-from embervlm.data.robot_loader import RobotData, load_robot_tasks
+from embervlm.data.robot_loader import Kind, RobotData, file_pictures, kind_of, load_robot_tasks
 from embervlm.data.robot_rewording import REWORDED
 from embervlm.data.sample import DataError, RobotSample, Sample
 from embervlm.data.shards import DATASET as SHARDS
@@ -531,7 +529,7 @@ class _Survey:
     def _robots(self, path: Path) -> None:
         try:
             candidates = list_folder(path).with_suffix(".json", ".jsonl") if path.is_dir() else [path]
-            files = [(file, kind) for file in candidates if (kind := robot_loader._kind_of(file)) is not None]
+            files = [(file, kind) for file in candidates if (kind := kind_of(file)) is not None]
         except DataError as error:
             self._refuse(path, str(error), None)
             return
@@ -544,18 +542,16 @@ class _Survey:
             return
         self.rows.append(self._robot_row(path, data))
 
-    def _unloadable_robots(self, path: Path, files: list[tuple[Path, robot_loader.Kind]], error: DataError) -> None:
+    def _unloadable_robots(self, path: Path, files: list[tuple[Path, Kind]], error: DataError) -> None:
         """Note the damaged files; where there are none, count what cannot be trained on."""
         records = 0
         missing: list[str] = []
         damaged = 0
         for file, kind in files:
-            read = robot_loader._lines_records if kind == "lines" else partial(robot_loader._records, kind=kind)
             try:
-                for record in read(file, label=file.name, fleet=self.fleet):
-                    records += 1
-                    if record.image is not None and not record.image.is_file():
-                        missing.append(str(record.image))
+                pictures = file_pictures(file, kind, self.fleet)
+                records += len(pictures)
+                missing += [str(picture) for picture in pictures if picture is not None and not picture.is_file()]
             except DataError as found:
                 self._refuse(file, str(found), 3)
                 damaged += 1

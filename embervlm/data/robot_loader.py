@@ -263,7 +263,7 @@ def _read(path: Path, fleet: Fleet) -> tuple[list[RobotSample], _Counts]:
         counts.files.append(file)
         # Two files of one name are told apart by their folders.
         label = file.name if names[file.name] == 1 else file.relative_to(path.resolve()).as_posix()
-        for record in _lines_records(file, label, fleet) if kind == "lines" else _records(file, label, kind, fleet):
+        for record in _records(file, label, kind, fleet):
             counts.records += 1
             if record.image is not None and not record.image.is_file():
                 counts.missing.append(str(record.image))
@@ -306,7 +306,19 @@ def _lines_records(file: Path, label: str, fleet: Fleet) -> Iterator[_Record]:
         )
 
 
+def file_pictures(file: Path, kind: Kind, fleet: Fleet) -> list[Path | None]:
+    """The picture of each record of a robot file, there or not.
+
+    Raises:
+        DataError: as :func:`read_robot_tasks`, for this file alone.
+    """
+    return [record.image for record in _records(file, file.name, kind, fleet)]
+
+
 def _records(file: Path, label: str, kind: Kind, fleet: Fleet) -> Iterator[_Record]:
+    if kind == "lines":
+        yield from _lines_records(file, label, fleet)
+        return
     document = read_json(file, max_bytes=MAX_FILE_BYTES)
     if not isinstance(document, list):
         raise DataError(f"{file}: expected a list of robot records, found {type(document).__name__}")
@@ -326,7 +338,7 @@ def _robot_files(path: Path) -> list[tuple[Path, Kind]]:
     found: list[tuple[Path, Kind]] = []
     unknown: list[str] = []
     for file in candidates:
-        kind = _kind_of(file)
+        kind = kind_of(file)
         if kind is None:
             unknown.append(file.name)
         else:
@@ -343,7 +355,8 @@ def _robot_files(path: Path) -> list[tuple[Path, Kind]]:
     return sorted(found, key=lambda item: (_KINDS.index(item[1]), item[0]))
 
 
-def _kind_of(file: Path) -> Kind | None:
+def kind_of(file: Path) -> Kind | None:
+    """Which kind of robot file this is, by its content; None where it is none."""
     kind = None if file.suffix.lower() == SUFFIX else _kind(peek_json(file))
     return kind if kind is not None or not is_robot_lines(file) else "lines"
 
