@@ -53,8 +53,10 @@ def in_fleet_order(names: Iterable[str], fleet: Fleet) -> tuple[str, ...]:
     return tuple(sorted(names, key=fleet.index))
 
 
-def checked_reasoning(value: Any, leaders: tuple[str, ...], place: str, fleet: Fleet) -> Reasoning:
+def checked_reasoning(value: Any, leaders: tuple[str, ...], place: str, fleet: Fleet, *, has_image: bool) -> Reasoning:
     """The written grounds; the capabilities must be some of the leaders', in whatever case.
+
+    ``environment`` may be missing where there is no picture to show one.
 
     Raises:
         DataError: no object, a part of it missing, empty or too long, or a capability that no leader has.
@@ -74,9 +76,12 @@ def checked_reasoning(value: Any, leaders: tuple[str, ...], place: str, fleet: F
                 f" {', '.join(known.values())}"
             )
         capabilities.append(known[text.casefold()])
+    environment = ""
+    if has_image or value.get("environment") is not None:
+        environment = checked_text(value.get("environment"), f"{place}: 'environment'", MAX_REASON_CHARACTERS)
     return Reasoning(
         requirements=checked_text(value.get("requirements"), f"{place}: 'requirements'", MAX_REASON_CHARACTERS),
-        environment=checked_text(value.get("environment"), f"{place}: 'environment'", MAX_REASON_CHARACTERS),
+        environment=environment,
         capabilities=tuple(capabilities),
     )
 

@@ -8,13 +8,15 @@ whose keys but ``task``, ``robots`` and one of ``leader`` and ``leaders`` may be
      "plan": [{"order": 1, "robot": "Drone", "subtask": "Survey the dam"},
               {"order": 2, "robot": "Humanoid", "subtask": "Open the gate"}],
      "reasoning": {"requirements": "a view from above, hands", "environment": "a dam", "capabilities": ["fastest"]},
-     "family": "dam", "voice": "engineer"}
+     "suitable": ["Drone", "Robot with Legs"], "family": "dam", "voice": "engineer"}
 
 - ``image``: relative to the file's folder, and in it.
 - ``leader``: who leads; ``leaders`` is a list, for labels that do not say which of several.
 - ``robots``: all that go, leaders included.
 - ``plan``: the phases; ``order`` counts 1, 2, 3 ..., phases side by side share one. Its robots are among ``robots``.
-- ``reasoning``: all three; ``capabilities`` are some of the leaders', as the fleet words them.
+- ``reasoning``: all three, ``environment`` only with a picture; ``capabilities`` are some of the leaders', as the fleet
+  words them.
+- ``suitable``: all that could lead well enough, leaders included.
 - ``family``, ``voice``: which tasks are versions of one another, and in whose manner this one is worded.
 
 The line above gives::
@@ -22,7 +24,8 @@ The line above gives::
     RobotSample(id="dam-1", task="Survey the dam, then open the gate.", leaders=("Drone",),
                 selected=("Drone", "Humanoid"), plan=(PlanStep(1, "Drone", "Survey the dam"),
                 PlanStep(2, "Humanoid", "Open the gate")), reasoning=Reasoning(...),
-                image=Path(".../images/dam.jpg"), family="dam", voice="engineer")
+                image=Path(".../images/dam.jpg"), family="dam", voice="engineer",
+                suitable=("Drone", "Robot with Legs"))
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ MAX_FILE_BYTES = 1024**3
 MAX_LINE_BYTES = 512 * 1024
 MAX_LABEL_CHARACTERS = 200
 
-_KEYS = ("id", "task", "image", "leader", "leaders", "robots", "plan", "reasoning", "family", "voice")
+_KEYS = ("id", "task", "image", "leader", "leaders", "robots", "plan", "reasoning", "family", "voice", "suitable")
 _STEP_KEYS = ("order", "robot", "subtask")
 _REASONING_KEYS = ("requirements", "environment", "capabilities")
 _LABEL_KEY = re.compile(rb'"(?:robots?|leaders?)"\s*:')
@@ -189,7 +192,19 @@ def _sample(entry: dict[str, Any], label: str, path: Path, number: int, place: s
     if entry.get("reasoning") is not None:
         if isinstance(entry["reasoning"], dict):
             _check_keys(entry["reasoning"], _REASONING_KEYS, f"{place}: 'reasoning'")
-        reasoning = checked_reasoning(entry["reasoning"], leaders, f"{place}: 'reasoning'", fleet)
+        reasoning = checked_reasoning(
+            entry["reasoning"],
+            leaders,
+            f"{place}: 'reasoning'",
+            fleet,
+            has_image=entry.get("image") is not None,
+        )
+    suitable: tuple[str, ...] = ()
+    if entry.get("suitable") is not None:
+        suitable = _names(entry["suitable"], f"{place}: 'suitable'", fleet)
+        missing = next((name for name in leaders if name not in suitable), None)
+        if missing is not None:
+            raise DataError(f"{place}: the leader {missing} is not among 'suitable': {', '.join(suitable)}")
     labels = {
         key: None if entry.get(key) is None else checked_text(entry[key], f"{place}: {key!r}", MAX_LABEL_CHARACTERS)
         for key in ("id", "family", "voice")
@@ -204,6 +219,7 @@ def _sample(entry: dict[str, Any], label: str, path: Path, number: int, place: s
         image=None if entry.get("image") is None else checked_picture(entry["image"], path, place),
         family=labels["family"],
         voice=labels["voice"],
+        suitable=suitable,
     )
 
 
@@ -274,13 +290,16 @@ def _entry(sample: RobotSample, path: Path) -> dict[str, Any]:
     for key, value in (("family", sample.family), ("voice", sample.voice)):
         if value is not None:
             entry[key] = value
+    if sample.suitable:
+        entry["suitable"] = list(sample.suitable)
     return entry
 
 
 def _reasoning_entry(reasoning: Reasoning) -> dict[str, Any]:
+    environment = {"environment": reasoning.environment} if reasoning.environment else {}
     return {
         "requirements": reasoning.requirements,
-        "environment": reasoning.environment,
+        **environment,
         "capabilities": list(reasoning.capabilities),
     }
 

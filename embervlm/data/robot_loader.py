@@ -148,6 +148,7 @@ class _Record:
     subtasks: tuple[PlanStep, ...] = ()
     family: str | None = None
     voice: str | None = None
+    suitable: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -184,10 +185,11 @@ def load_robot_tasks(
         DataError: see :func:`read_robot_tasks`; or there is only one task text, so that none can be held out.
     """
     samples, counts = _read(Path(folder_or_file), fleet)
-    train, validation = split_by_key(samples, _text_key, validation_share, seed)
+    groups = _groups(samples)
+    train, validation = split_by_key(samples, lambda sample: groups[_text_key(sample)], validation_share, seed)
     if validation_share > 0 and not (train and validation):
         raise DataError(
-            f"{folder_or_file}: all {len(samples)} robot records have the same task text; at least two texts are"
+            f"{folder_or_file}: all {len(samples)} robot records have one task text or family; at least two are"
             " needed to train on one and validate on another"
         )
     held_out = {_text_key(sample) for sample in validation}
@@ -303,6 +305,7 @@ def _lines_records(file: Path, label: str, fleet: Fleet) -> Iterator[_Record]:
             subtasks=sample.plan,
             family=sample.family,
             voice=sample.voice,
+            suitable=sample.suitable,
         )
 
 
@@ -395,7 +398,13 @@ def _record(entry: Any, kind: Kind, record_id: str, file: Path, number: int, fle
             raise DataError(f"{place}: expected 'original_single_robot_output' or 'leader', found neither")
     reasoning = None
     if entry.get("reasoning") is not None:
-        reasoning = checked_reasoning(entry["reasoning"], leaders or labelled, f"{place}: 'reasoning'", fleet)
+        reasoning = checked_reasoning(
+            entry["reasoning"],
+            leaders or labelled,
+            f"{place}: 'reasoning'",
+            fleet,
+            has_image=entry.get("image") is not None,
+        )
     image = None if entry.get("image") is None else checked_picture(entry["image"], file, place)
     return _Record(record_id, place, kind, task, labelled, leaders, reasoning, image, subtasks)
 
@@ -456,6 +465,7 @@ def _merged(records: list[_Record], fleet: Fleet, counts: _Counts) -> RobotSampl
         image=first.image,
         family=next((record.family for record in records if record.family is not None), None),
         voice=next((record.voice for record in records if record.voice is not None), None),
+        suitable=next((record.suitable for record in records if record.suitable), ()),
     )
 
 
@@ -469,6 +479,23 @@ def _plan(subtasks: tuple[PlanStep, ...], selected: set[str]) -> tuple[PlanStep,
 
 def _text_key(sample: RobotSample) -> str:
     return normalise_task(sample.task)
+
+
+def _groups(samples: Sequence[RobotSample]) -> dict[str, str]:
+    """By normalised text the name of its group: texts of one family, and those of families that share a text."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            name = parent[name]
+        return name
+
+    for sample in samples:
+        text = _text_key(sample)
+        root(text)
+        if sample.family is not None:
+            parent[root(text)] = root(f"family/{sample.family}")
+    return {_text_key(sample): root(_text_key(sample)) for sample in samples}
 
 
 def _report(samples: list[RobotSample], counts: _Counts, train: int, validation: int, reworded: int) -> RobotReport:

@@ -83,7 +83,7 @@ class Reasoning:
 
     Attributes:
         requirements: what the task needs.
-        environment: what the picture shows.
+        environment: what the picture shows; empty for a task without one.
         capabilities: those of the leader's capabilities, as its fleet file words them, that meet the need.
     """
 
@@ -106,6 +106,7 @@ class RobotSample:
         image: the scene's picture, or None; none is ever made up.
         family: which tasks are versions of one another, for splits that keep them together; None where not known.
         voice: in whose manner the task is worded, for splits by it; None where not known.
+        suitable: the robots that could lead well enough, leaders included, in the fleet's order; empty where not known.
     """
 
     id: str
@@ -117,6 +118,7 @@ class RobotSample:
     image: Path | None = None
     family: str | None = None
     voice: str | None = None
+    suitable: tuple[str, ...] = ()
 
 
 def normalise_task(text: str) -> str:

@@ -79,6 +79,43 @@ def test_every_field(tmp_path: Path) -> None:
     assert read_robot_tasks(tmp_path, FLEET) == read_robot_tasks(file, FLEET)
 
 
+def test_robots_that_could_lead_too_and_grounds_without_a_picture(tmp_path: Path) -> None:
+    grounds = {"requirements": "hands", "capabilities": ["tool use"]}
+    record = PLAIN | {
+        "leader": "Humanoid",
+        "robots": ["Humanoid"],
+        "suitable": ["humanoid", "Drone"],
+        "reasoning": grounds,
+    }
+    file = _lines(tmp_path / "tasks.jsonl", record)
+    (task,) = read_robot_tasks(file, FLEET)
+    assert (task.suitable, task.leaders) == (("Drone", "Humanoid"), ("Humanoid",))
+    assert task.reasoning == Reasoning("hands", "", ("tool use",))
+    write_robot_lines(tmp_path / "again.jsonl", [task])
+    assert read_robot_tasks(tmp_path / "again.jsonl", FLEET) == [task]
+    _lines(file, record | {"suitable": ["Drone"]})
+    with pytest.raises(DataError, match=r"line 1: the leader Humanoid is not among 'suitable': Drone"):
+        read_robot_tasks(file, FLEET)
+    (tmp_path / "a.jpg").write_bytes(b"")
+    _lines(file, record | {"image": "a.jpg"})
+    with pytest.raises(DataError, match=r"line 1: 'reasoning': 'environment' must be text, found nothing"):
+        read_robot_tasks(file, FLEET)
+
+
+def test_a_family_is_never_split(tmp_path: Path) -> None:
+    records = [PLAIN | {"task": f"Mow lawn {n}.", "family": f"lawn-{n // 4}"} for n in range(40)]
+    # A text of two families ties them together.
+    records += [PLAIN | {"task": "Mow lawn 0.", "family": "lawn-1"}]
+    _lines(tmp_path / "tasks.jsonl", *records[:40])
+    _lines(tmp_path / "more.jsonl", records[40])
+    for seed in range(4):
+        data = load_robot_tasks(tmp_path, FLEET, seed=seed, validation_share=0.3, variants=1)
+        held_out = {sample.family for sample in data.validation}
+        assert held_out and not held_out & {sample.family for sample in data.train}
+        numbers = {int(sample.task[9:-1]) for sample in data.validation}
+        assert {0, 4} <= numbers or not {0, 4} & numbers
+
+
 def test_the_public_files_survive_the_round_trip(shared: Path, tmp_path: Path) -> None:
     samples = read_robot_tasks(shared / "robot-selection-dataset", FLEET)
     file = tmp_path / "new" / "all.jsonl"

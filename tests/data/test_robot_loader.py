@@ -266,7 +266,7 @@ def test_no_robot_data(tmp_path: Path, shared: Path) -> None:
 
 def test_one_text_cannot_be_split(tmp_path: Path) -> None:
     _json(tmp_path / "a.json", [_single("Task: a", "Drone"), _single("Task: A.", "Drone")])
-    with pytest.raises(DataError, match="all 1 robot records have the same task text; at least two texts are needed"):
+    with pytest.raises(DataError, match="all 1 robot records have one task text or family; at least two are needed"):
         load_robot_tasks(tmp_path, FLEET)
     data = load_robot_tasks(tmp_path, FLEET, validation_share=0, variants=1)
     assert (len(data.train), data.validation) == (1, [])
