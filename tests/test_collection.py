@@ -1,0 +1,64 @@
+"""The task collection: what its card says of it, and that its test is not in its training part."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from embervlm.data.robot_loader import load_robot_tasks, read_robot_tasks
+from embervlm.data.sample import RobotSample, normalise_task
+from embervlm.fleet import Fleet
+
+COLLECTION = Path(__file__).resolve().parents[1] / "collection"
+FLEET = Fleet.default()
+NAMES = re.compile(r"\b(drones?|humanoids?|submarines?|quadcopters?|legged|wheeled|robots?)\b", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def parts() -> dict[str, list[RobotSample]]:
+    return {part: read_robot_tasks(COLLECTION / part, FLEET) for part in ("train", "test")}
+
+
+def test_its_size_is_what_the_card_says(parts: dict[str, list[RobotSample]]) -> None:
+    counts = {
+        part: (
+            len(tasks),
+            sum(bool(task.plan) for task in tasks),
+            len({task.family for task in tasks}),
+            len({task.voice for task in tasks}),
+        )
+        for part, tasks in parts.items()
+    }
+    assert counts == {"train": (4950, 1300, 4941, 46), "test": (800, 214, 800, 8)}
+    card = (COLLECTION / "README.md").read_text(encoding="utf-8")
+    assert "| `train/tasks.jsonl` | 4,950 | 1,300 | 4,941 | 46 |" in card
+    assert "| `test/tasks.jsonl` | 800 | 214 | 800 | 8 |" in card
+
+
+def test_robots_lead_equally_often(parts: dict[str, list[RobotSample]]) -> None:
+    assert Counter(task.leaders for task in parts["train"]) == {(name,): 990 for name in FLEET.names}
+    assert Counter(task.leaders for task in parts["test"]) == {(name,): 160 for name in FLEET.names}
+
+
+def test_every_label_is_whole(parts: dict[str, list[RobotSample]]) -> None:
+    for task in (*parts["train"], *parts["test"]):
+        assert set(task.leaders) <= set(task.suitable) and task.reasoning is not None and task.voice
+        robots = {step.robot for step in task.plan} or set(task.leaders)
+        assert set(task.selected) == robots, task.id
+        assert not NAMES.search(task.task), task.task
+
+
+def test_nothing_of_the_test_is_in_training(parts: dict[str, list[RobotSample]]) -> None:
+    train, test = parts["train"], parts["test"]
+    assert not {normalise_task(task.task) for task in train} & {normalise_task(task.task) for task in test}
+    assert not {task.family for task in train} & {task.family for task in test}
+    assert not {task.voice for task in train} & {task.voice for task in test}
+
+
+def test_it_is_split_by_family_and_reworded(parts: dict[str, list[RobotSample]]) -> None:
+    data = load_robot_tasks(COLLECTION / "train", FLEET)
+    assert len(data.validation) == 495 and len(data.train) == 3 * (4950 - 495)
+    assert not {task.family for task in data.train} & {task.family for task in data.validation}
