@@ -304,7 +304,11 @@ def _model_fleet(folder: Path, fleet_file: Path | None, model: Any) -> str:
 def _base_data(path: Path, stage: int, picture_roots: list[Path]) -> str:
     from embervlm.data.collate import ConversationDataset
     from embervlm.data.loaders import load_base
+    from embervlm.data.shards import names_shards
 
+    if stage == 1 and names_shards(path):
+        return _shards(path)
+    picture_roots = [root for root in picture_roots if not names_shards(root)]
     data = load_base(path, 1 if stage == 1 else 2, extra_image_roots=picture_roots)
     of_each = ", ".join(f"{row.dataset} {row.records:,} ({row.with_image:,} with their picture)" for row in data.report)
     found = f"{of_each}; {len(data.train):,} for training, {len(data.validation):,} for validation"
@@ -312,6 +316,25 @@ def _base_data(path: Path, stage: int, picture_roots: list[Path]) -> str:
     # Read by their places, since there can be a million.
     some = [data.train[index] for index in _spread(len(data.train), _PICTURES_DECODED)]
     return f"{found}; {longest}; {_decode_some([sample.image for sample in some])}"
+
+
+def _shards(pattern: Path) -> str:
+    from embervlm.data.index import cache_folder
+    from embervlm.data.sample import DataError
+    from embervlm.data.shards import find
+    from embervlm.data.stream import open_catalogue
+
+    catalogue = open_catalogue(find(pattern), cache_folder() / "shards", seed=0)
+    damaged = [shard for shard in catalogue.shards if shard.damage is not None]
+    if damaged:
+        raise DataError(
+            f"{damaged[0].path}: {damaged[0].damage} ({len(damaged)} of {len(catalogue.shards)} shards damaged)"
+        )
+    samples = catalogue.validation_samples()
+    return (
+        f"{len(catalogue.shards):,} shards, {len(catalogue):,} pairs for training, {len(samples):,} for validation; "
+        f"{_decode_some([sample.image for sample in samples])}"
+    )
 
 
 def _robot_data(path: Path, fleet_file: Path | None) -> str:

@@ -196,6 +196,14 @@ def test_data(shared: Path, robot_file: Path, tmp_path: Path, quick: None) -> No
     assert found["robot tasks"].found.endswith(" of 1024 positions; no pictures")
 
 
+def test_shards_are_counted(shared: Path, quick: None) -> None:
+    shard = shared / "fixtures/cc3m/cc3m-train-{0000..0000}.tar"
+    check = by_name(examine(stage1_data=shard))["stage 1 data"]
+    assert check.passed and re.fullmatch(
+        r"1 shards, 19 pairs for training, 1 for validation; 1 pictures looked at, all sound", check.found
+    )
+
+
 def test_a_damaged_picture_is_found(tmp_path: Path, quick: None) -> None:
     (tmp_path / "scene.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     records = [
