@@ -28,7 +28,7 @@ demo: setup
 	  --batch_size 16 --learning_rate 2e-3 --gradient_accumulation 1 --save_steps 500 --log_steps 20 \
 	  --stage1_data $(DEMO)/data/base_vlm --stage2_data $(DEMO)/data/base_vlm/llava \
 	  --robot_data $(DEMO)/data/robot-selection-dataset --robot_variants 1 \
-	  --stage1_epochs 1 --stage2_epochs 0.5 --stage3_robot_epochs 3.8
+	  --stage1_epochs 1 --stage2_epochs 0.5 --stage3_robot_epochs 3.5
 	@echo
 	@echo "Evaluation on scenes and wordings that were not trained on:"
 	@$(BIN)/embervlm evaluate --model $(DEMO)/outputs/final --data $(DEMO)/data/heldout --report $(DEMO)/report

@@ -23,7 +23,7 @@ from embervlm.model.configuration_embervlm import EmberVLMConfig
 from embervlm.model.repvit import RepViT
 from embervlm.prompts import IGNORED
 
-#: What cosine similarities are divided by in :meth:`EmberVLMForConditionalGeneration.matching_loss`.
+#: What cosine similarities are divided by in :func:`matching_loss`.
 MATCHING_TEMPERATURE = 0.07
 
 
@@ -186,17 +186,34 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         """(pictures, 3, height, width) -> (pictures, visual tokens, language model's width)."""
         return cast(Tensor, self.projector(self.vision(pixel_values)))
 
-    def encode_fleet(self, fleet_input_ids: Tensor, fleet_lengths: Tensor) -> FleetState:
+    def look_up(self, *ids: Tensor | None) -> list[Tensor | None]:
+        """Token embeddings of several tensors of ids, of whatever shapes, in one call; negative ids get any.
+
+        Each call of its own would have its own gradient of the whole table's size to clear and to add.
+        """
+        given = [each for each in ids if each is not None]
+        if not given:
+            return [None] * len(ids)
+        flat = self.get_input_embeddings()(torch.cat([each.reshape(-1) for each in given]).clamp(min=0))
+        parts = iter(flat.split([each.numel() for each in given]))
+        return [None if each is None else next(parts).view(*each.shape, -1) for each in ids]
+
+    def encode_fleet(
+        self, fleet_input_ids: Tensor, fleet_lengths: Tensor, embeddings: Tensor | None = None
+    ) -> FleetState:
         """Encode the descriptions of a fleet, each on its own.
 
         Args:
             fleet_input_ids: (robots, longest description), padded at the end with any id.
             fleet_lengths: tokens of each description, (robots,).
+            embeddings: of the ids, where they are known already, (robots, longest description, width).
         """
         cache = DynamicCache()
         # Padding stands behind the text, where the causal mask hides it from every place that is used.
+        if embeddings is None:
+            (embeddings,) = self.look_up(fleet_input_ids)
         states = self.language_model.transformer(
-            input_ids=fleet_input_ids, past_key_values=cache, use_cache=True
+            inputs_embeds=embeddings, past_key_values=cache, use_cache=True
         ).last_hidden_state  # (robots, longest, width)
         robots, longest = fleet_input_ids.shape
         used = torch.arange(longest, device=fleet_lengths.device)[None] < fleet_lengths[:, None]  # (robots, longest)
@@ -210,19 +227,21 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             values=[in_a_row(layer.values) for layer in cache.layers],
         )
 
-    def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
+    def embed(self, input_ids: Tensor, features: Tensor | None, embeddings: Tensor | None = None) -> Tensor:
         """Token embeddings with the pictures' features at the image tokens, (batch, tokens, width).
 
         Args:
             input_ids: (batch, tokens).
             features: of :meth:`get_image_features`, in the order of the image tokens' runs.
+            embeddings: of the ids, where they are known already.
 
         Raises:
             ValueError: the image tokens are not as many as the pictures' visual tokens.
         """
-        embeddings = self.get_input_embeddings()(input_ids)
+        if embeddings is None:
+            embeddings = cast(Tensor, self.get_input_embeddings()(input_ids))
         if features is None:
-            return cast(Tensor, embeddings)
+            return embeddings
         features = features.to(embeddings.dtype)
         places = input_ids == self.config.image_token_id
         expected = features.shape[0] * features.shape[1]
@@ -232,7 +251,7 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
                 f"{int(places.sum())} image tokens in the text, but {features.shape[0]} pictures give {expected} "
                 f"visual tokens ({features.shape[1]} each). Cure: one run of {features.shape[1]} tokens a picture"
             )
-        return cast(Tensor, embeddings.masked_scatter(places[..., None], features))
+        return embeddings.masked_scatter(places[..., None], features)
 
     def forward(
         self,
@@ -282,15 +301,21 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             ValueError: more tokens than the language model has positions, or image tokens without their pictures.
         """
         features = None
+        if inputs_embeds is None and input_ids is None:
+            raise ValueError("either input_ids or inputs_embeds is needed")
+        text, fleet_text, said, required = self.look_up(
+            input_ids if inputs_embeds is None else None,
+            fleet_input_ids,
+            image_words if pixel_values is not None else None,
+            task_words,
+        )
         if inputs_embeds is None:
-            if input_ids is None:
-                raise ValueError("either input_ids or inputs_embeds is needed")
             features = None if pixel_values is None else self.get_image_features(pixel_values)
-            inputs_embeds = self.embed(input_ids, features)
+            inputs_embeds = self.embed(cast(Tensor, input_ids), features, text)
         batch, tokens = inputs_embeds.shape[:2]
         fleet = None
         if fleet_input_ids is not None and fleet_lengths is not None:
-            fleet = self.encode_fleet(fleet_input_ids, fleet_lengths)
+            fleet = self.encode_fleet(fleet_input_ids, fleet_lengths, fleet_text)
             past_key_values = fleet.cache(batch)
             position_ids = torch.arange(tokens, device=inputs_embeds.device)[None]
         # A fleet's tokens take none of the prompt's positions.
@@ -322,12 +347,12 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
                     result.member_logits.float(), member_labels.float()
                 )
                 losses.append(result.member_loss)
-        if image_words is not None and features is not None:
-            result.image_loss = self.matching_loss(features.mean(1), image_words)
+        if image_words is not None and said is not None and features is not None:
+            result.image_loss = matching_loss(features.mean(1), image_words, said)
             losses.append(result.image_loss)
-        if task_words is not None and task_index is not None:
+        if task_words is not None and required is not None and task_index is not None:
             at_task = states[torch.arange(batch, device=states.device), task_index]  # (batch, width)
-            result.task_loss = self.matching_loss(at_task, task_words)
+            result.task_loss = matching_loss(at_task, task_words, required)
             losses.append(result.task_loss)
         if labels is not None:
             result.language_loss = self.language_loss(states, labels)
@@ -352,24 +377,25 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         total = F.cross_entropy(logits.float(), following[supervised], reduction="sum")
         return total / supervised.sum().clamp(min=1)
 
-    def matching_loss(self, vectors: Tensor, words: Tensor) -> Tensor:
-        """How badly vectors and the words that belong to them find each other within the batch.
 
-        A text is the mean of its tokens' embeddings; each vector must be nearest to its own text, and each text to its
-        own vector (Radford et al., arXiv 2103.00020). So pictures are drawn to the words of their captions, and tasks
-        to those of their requirements, without waiting for attention to find them. Equal texts count as one.
+def matching_loss(vectors: Tensor, words: Tensor, embeddings: Tensor) -> Tensor:
+    """How badly vectors and the words that belong to them find each other within the batch.
 
-        Args:
-            vectors: (batch, width).
-            words: (batch, words), token ids, -100 where there are fewer; a vector without any takes no part.
-        """
-        said = words != IGNORED
-        taking_part = said.any(1)
-        words, said = words[taking_part], said[taking_part]
-        vectors = F.normalize(vectors[taking_part].float(), dim=-1)
-        embeddings = self.get_input_embeddings()(words.clamp(min=0)) * said[..., None]
-        texts = F.normalize(embeddings.float().sum(1), dim=-1)  # (taking part, width)
-        likeness = vectors @ texts.T / MATCHING_TEMPERATURE
-        same = (words[:, None] == words[None]).all(-1).float()
-        target = same / same.sum(1, keepdim=True)
-        return (F.cross_entropy(likeness, target) + F.cross_entropy(likeness.T, target)) / 2
+    A text is the mean of its tokens' embeddings; each vector must be nearest to its own text, and each text to its
+    own vector (Radford et al., arXiv 2103.00020). So pictures are drawn to the words of their captions, and tasks
+    to those of their requirements, without waiting for attention to find them. Equal texts count as one.
+
+    Args:
+        vectors: (batch, width).
+        words: (batch, words), token ids, -100 where there are fewer; a vector without any takes no part.
+        embeddings: of the words, (batch, words, width); those of -100 are of no account.
+    """
+    said = words != IGNORED
+    taking_part = said.any(1)
+    words, said, embeddings = words[taking_part], said[taking_part], embeddings[taking_part]
+    vectors = F.normalize(vectors[taking_part].float(), dim=-1)
+    texts = F.normalize((embeddings * said[..., None]).float().sum(1), dim=-1)  # (taking part, width)
+    likeness = vectors @ texts.T / MATCHING_TEMPERATURE
+    same = (words[:, None] == words[None]).all(-1).float()
+    target = same / same.sum(1, keepdim=True)
+    return (F.cross_entropy(likeness, target) + F.cross_entropy(likeness.T, target)) / 2
