@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Generic, NoReturn, TypeVar
 
 import msgspec
 
-from embervlm.data.json_files import BOM, BOM_CURE, Refused, StrictDecoder, reason_of
+from embervlm.data.json_files import BOM, BOM_CURE, LINES, Refused, StrictDecoder, peek_json, reason_of
 from embervlm.data.sample import DataError
 
 BLOCK_BYTES = 4 * 1024**2
@@ -74,6 +74,14 @@ def read_list(path: Path, record: type[S], *, nested: Nested | None = None) -> I
         source.expect(b"[", "a list of records")
         yield from _sequence(source, "", record, keyed=False, nested=nested)
         source.expect_end()
+
+
+def read_records(path: Path, record: type[S], *, nested: Nested | None = None) -> Iterator[Block[S]]:
+    """Stream a file that is a list of objects or has one a line, whichever it is; see :func:`read_list`."""
+    head = peek_json(path)
+    if head is not None and head.key == LINES:
+        return read_lines(path, record)
+    return read_list(path, record, nested=nested)
 
 
 def read_keyed(path: Path, record: type[S]) -> Iterator[Block[S]]:

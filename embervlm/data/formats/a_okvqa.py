@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,12 @@ from embervlm.data.formats.record import (
     Ledger,
     Row,
     clean_line,
+    coco_number,
     majority,
     split_of,
 )
-from embervlm.data.json_files import LINES, Head, peek_json
-from embervlm.data.json_stream import read_lines, read_list
+from embervlm.data.json_files import LINES, Head
+from embervlm.data.json_stream import read_records
 
 DATASET = "a_okvqa"
 
@@ -70,9 +70,7 @@ def _read(file: Path, pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
     tally.files.append(file)
     of_file, near = split_of(file.stem), file.parent
     ids = Ids(file, "records", "question_id")
-    head = peek_json(file)
-    in_lines = head is not None and head.key == LINES
-    for block in read_lines(file, _Record) if in_lines else read_list(file, _Record):
+    for block in read_records(file, _Record):
         for number, record in enumerate(block.records, block.start):
             tally.records += 1
             if not ids.add(record.question_id, number):
@@ -90,7 +88,7 @@ def _read(file: Path, pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
                 tally.rejected[TEXT_TOO_LONG] += 1
                 continue
             tally.with_answer += 1
-            image = _image_number(record.image_id)
+            image = coco_number(record.image_id)
             if image is None:
                 tally.rejected["image_id is no number"] += 1
                 continue
@@ -110,12 +108,6 @@ def _answer(record: _Record) -> str | None:
     if type(place) is not int or not isinstance(choices, list) or not 0 <= place < len(choices):
         return None
     return clean_line(choices[place])
-
-
-def _image_number(image_id: Any) -> int | None:
-    if isinstance(image_id, str) and re.fullmatch("[0-9]{1,12}", image_id):
-        return int(image_id)
-    return image_id if type(image_id) is int and 0 <= image_id < 10**12 else None
 
 
 def _recognise(head: Head) -> bool:

@@ -62,12 +62,12 @@ def _read(file: Path, pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
     tally = ledger[DATASET]
     tally.files.append(file)
     split, near = split_of(file.stem), file.parent
-    ids = _Ids(file, "questions", "the question id")
+    ids = Ids(file, "questions", "the question id")
     # There are few different answers, and a dozen questions to a picture.
     answers: dict[Any, str] = {}
     found: dict[Any, int | None] = {}
     for block in read_keyed(file, _Question):
-        ids.add_all(block.names, block.start)
+        ids.add_texts(block.names, block.start)
         tally.records += len(block.records)
         with_answer = with_image = 0
         for id, record in zip(block.names, block.records, strict=True):
@@ -100,23 +100,13 @@ def _read(file: Path, pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
                     continue
                 picture = found[image] = pictures.find(f"{image}.jpg", f"{file}: question {id}", near=near, again=False)
             if picture is None:
-                tally.missing_images += 1
-                tally.first_missing = tally.first_missing or f"{image}.jpg"
+                tally.count_picture(None, f"{image}.jpg")
                 continue
             with_image += 1
             yield Row(DATASET, id, "short_answer", split, picture, ((question, answer),))
         tally.with_answer += with_answer
         tally.with_image += with_image
     ids.check()
-
-
-class _Ids(Ids):
-    """The ids of a file whose records have texts for ids."""
-
-    def add_all(self, ids: list[str], start: int) -> None:
-        """Note the ids of the records from number ``start`` on."""
-        self._hashes.extend(map(hash, ids))
-        self._places.extend(range(start, start + len(ids)))
 
 
 def _recognise(head: Head) -> bool:

@@ -19,8 +19,8 @@ from embervlm.data.formats.record import (
     clean_text,
     split_of,
 )
-from embervlm.data.json_files import LINES, Head, peek_json
-from embervlm.data.json_stream import read_lines, read_list
+from embervlm.data.json_files import LINES, Head
+from embervlm.data.json_stream import read_records
 
 DATASET = "llava"
 MAX_TURNS = 200
@@ -65,13 +65,7 @@ def read(files: Sequence[Path], pictures: Pictures, ledger: Ledger) -> Iterator[
     for file in files:
         tally.files.append(file)
         split, near = split_of(file.stem), file.parent
-        head = peek_json(file)
-        blocks = (
-            read_lines(file, _Record)
-            if head is not None and head.key == LINES
-            else read_list(file, _Record, nested=(("from", "value"), _turn_count))
-        )
-        for block in blocks:
+        for block in read_records(file, _Record, nested=(("from", "value"), _turn_count)):
             for number, record in enumerate(block.records, block.start):
                 tally.records += 1
                 name = record.image if record.image is not None else record.input_image

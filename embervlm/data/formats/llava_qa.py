@@ -19,8 +19,8 @@ from embervlm.data.formats.record import (
     split_folder_of,
     split_of,
 )
-from embervlm.data.json_files import LINES, Head, peek_json
-from embervlm.data.json_stream import read_lines, read_list
+from embervlm.data.json_files import LINES, Head
+from embervlm.data.json_stream import read_records
 
 DATASET = "llava_qa"
 
@@ -54,9 +54,7 @@ def read(files: Sequence[Path], pictures: Pictures, ledger: Ledger) -> Iterator[
     for file in files:
         tally.files.append(file)
         split, split_folder, near = split_of(file.stem), split_folder_of(file.stem), file.parent
-        head = peek_json(file)
-        in_lines = head is not None and head.key == LINES
-        for block in read_lines(file, _Record) if in_lines else read_list(file, _Record):
+        for block in read_records(file, _Record):
             for number, record in enumerate(block.records, block.start):
                 tally.records += 1
                 question, answer = clean_text(record.instruction), clean_text(record.output)

@@ -90,12 +90,9 @@ def _read(file: Path, pictures: Pictures, ledger: Ledger) -> Iterator[Row]:
                     tally.rejected[TEXT_TOO_LONG] += 1
                 else:
                     tally.with_answer += 1
-                    if picture is None:
-                        tally.missing_images += 1
-                        tally.first_missing = tally.first_missing or f"{key}.jpg"
-                        continue
-                    tally.with_image += 1
-                    yield Row(DATASET, f"{key}/{place}", "short_answer", split, picture, ((question, answer),))
+                    found = tally.count_picture(picture, f"{key}.jpg")
+                    if found is not None:
+                        yield Row(DATASET, f"{key}/{place}", "short_answer", split, found, ((question, answer),))
     ids.check()
 
 

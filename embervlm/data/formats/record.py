@@ -59,6 +59,11 @@ class Ids:
         self._places.append(place)
         return True
 
+    def add_texts(self, ids: Sequence[str], start: int) -> None:
+        """Note the ids, texts all, of the records from number ``start`` on."""
+        self._hashes.extend(map(hash, ids))
+        self._places.extend(range(start, start + len(ids)))
+
     def check(self) -> None:
         """Raise if an id was given to two records.
 
@@ -160,6 +165,13 @@ def split_folder_of(name: str) -> str | None:
     """The image folder that an annotation file's name speaks of: ``train2017`` for ``captions_train2017.json``."""
     found = re.search(r"(?:train|val|test)20\d\d", name)
     return found.group() if found else None
+
+
+def coco_number(image_id: object) -> int | None:
+    """A COCO picture's number, given as a number or in digits; None where it is neither."""
+    if isinstance(image_id, str) and re.fullmatch("[0-9]{1,12}", image_id):
+        return int(image_id)
+    return image_id if type(image_id) is int and 0 <= image_id < 10**12 else None
 
 
 def clean_line(value: object) -> str | None:

@@ -20,8 +20,8 @@ from embervlm.data.formats.record import (
     clean_line,
     split_of,
 )
-from embervlm.data.json_files import LINES, Head, peek_json
-from embervlm.data.json_stream import read_lines, read_list
+from embervlm.data.json_files import LINES, Head
+from embervlm.data.json_stream import read_records
 from embervlm.data.sample import DataError, Split
 
 DATASET = "refcoco"
@@ -88,9 +88,7 @@ def _read(file: Path, pictures: Pictures, tally: Tally) -> Iterator[Row]:
     tally.files.append(file)
     of_file, near = _split_of(file.stem), file.parent
     turned = boxes = 0
-    head = peek_json(file)
-    in_lines = head is not None and head.key == LINES
-    for block in read_lines(file, _Record) if in_lines else read_list(file, _Record):
+    for block in read_records(file, _Record):
         for number, record in enumerate(block.records, block.start):
             several = record.expressions if isinstance(record.expressions, list) else None
             expressions = several or [_first(record.normal_caption, record.expression, record.sentence)]

@@ -23,6 +23,7 @@ from embervlm.data.formats.record import (
     Ledger,
     Row,
     clean_line,
+    coco_number,
     majority,
     split_folder_of,
     split_of,
@@ -245,9 +246,8 @@ def _id_array(ids: list[Any]) -> pa.Array:
 
 
 def _image_number(image_id: Any) -> int:
-    if isinstance(image_id, str) and re.fullmatch("[0-9]{1,12}", image_id):
-        return int(image_id)
-    return image_id if type(image_id) is int and 0 <= image_id < 10**12 else _NO_NUMBER
+    number = coco_number(image_id)
+    return _NO_NUMBER if number is None else number
 
 
 def _recognise(head: Head) -> bool:
