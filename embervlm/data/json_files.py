@@ -6,7 +6,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -161,6 +161,26 @@ def read_json(path: Path, *, shrink: Callable[[dict[str, Any]], Any] | None = No
         column = error.pos - (text.rfind("\n", 0, error.pos) + 1) + 1
         raise DataError(f"{path}: line {line} column {column}: not valid JSON ({reason})") from None
     return value
+
+
+def numbered_lines(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """The lines of a text file with their numbers, from 1.
+
+    Raises:
+        DataError: the file cannot be read, begins with a byte order mark, or a line is longer than ``max_bytes``.
+    """
+    try:
+        with path.open("rb") as lines:
+            number = 0
+            while line := lines.readline(max_bytes + 1):
+                number += 1
+                if len(line) > max_bytes:
+                    raise DataError(f"{path}: line {number}: longer than {max_bytes:,} bytes")
+                if number == 1 and line.startswith(BOM):
+                    raise DataError(f"{path}: line 1: {BOM_CURE}")
+                yield number, line
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the file ({error.strerror or error})") from None
 
 
 def check_json(path: Path) -> None:

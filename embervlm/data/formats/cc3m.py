@@ -30,8 +30,8 @@ from embervlm.data.formats.record import (
     split_of,
 )
 from embervlm.data.images import MAX_BYTES
-from embervlm.data.json_files import BOM, BOM_CURE, LINES, Head, StrictDecoder, peek_json
-from embervlm.data.json_stream import read_lines, read_list
+from embervlm.data.json_files import BOM, LINES, Head, StrictDecoder, numbered_lines
+from embervlm.data.json_stream import read_records
 from embervlm.data.sample import DataError, Split, key_hash
 from embervlm.data.tar_members import Member, TarDamage, TarFile, members
 
@@ -347,20 +347,11 @@ def _shared_names(file: Path) -> frozenset[int]:
 
 
 def _lines(file: Path) -> Iterator[list[str]]:
-    try:
-        with file.open("rb") as lines:
-            number = 0
-            while line := lines.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    raise DataError(f"{file}: line {number}: longer than {MAX_LINE_BYTES:,} bytes")
-                if number == 1 and line.startswith(BOM):
-                    raise DataError(f"{file}: line 1: {BOM_CURE}")
-                yield line.decode().rstrip("\r\n").split("\t")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: line {number}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot read the file ({error.strerror or error})") from None
+    for number, line in numbered_lines(file, MAX_LINE_BYTES):
+        try:
+            yield line.decode().rstrip("\r\n").split("\t")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}: line {number}: not UTF-8 text (byte {error.start})") from None
 
 
 # NExT-GPT's list
@@ -375,9 +366,7 @@ class _Record(msgspec.Struct):
 def _read_list(file: Path, name: str, pictures: Pictures, tally: Tally) -> Iterator[Row]:
     split = split_of(file.stem)
     ids = Ids(file, "records", "id")
-    head = peek_json(file)
-    in_lines = head is not None and head.key == LINES
-    for block in read_lines(file, _Record) if in_lines else read_list(file, _Record):
+    for block in read_records(file, _Record):
         for number, record in enumerate(block.records, block.start):
             tally.records += 1
             ids.add(record.id, number)

@@ -21,7 +21,7 @@ from embervlm.data.formats.record import (
     clean_text,
     split_of,
 )
-from embervlm.data.json_files import BOM, BOM_CURE, LINES, Head, StrictDecoder, peek_json, read_json
+from embervlm.data.json_files import LINES, Head, StrictDecoder, numbered_lines, peek_json, read_json
 from embervlm.data.sample import DataError, Split, Style
 
 DATASET, CHAT_DATASET = "own", "own_chat"
@@ -130,19 +130,9 @@ def _records(file: Path, ledger: Ledger, dataset: str) -> Iterator[tuple[int, st
 
 def _lines(file: Path) -> Iterator[tuple[str, Any]]:
     strict = StrictDecoder(file)
-    try:
-        with file.open("rb") as lines:
-            number = 0
-            while line := lines.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    raise DataError(f"{file}: line {number}: longer than {MAX_LINE_BYTES:,} bytes")
-                if number == 1 and line.startswith(BOM):
-                    raise DataError(f"{file}: line 1: {BOM_CURE}")
-                if line.strip():
-                    yield f"{file}: line {number}", strict.line(line, number)
-    except OSError as error:
-        raise DataError(f"{file}: cannot read the file ({error.strerror or error})") from None
+    for number, line in numbered_lines(file, MAX_LINE_BYTES):
+        if line.strip():
+            yield f"{file}: line {number}", strict.line(line, number)
 
 
 def _elements(file: Path) -> Iterator[tuple[str, Any]]:
