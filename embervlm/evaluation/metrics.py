@@ -4,8 +4,91 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+#: Bins of the expected calibration error (Guo et al., arXiv 1706.04599, use as many).
+BINS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A share, or a mean, and its 95% interval by the bootstrap.
+
+    Attributes:
+        value: what was measured.
+        low, high: the interval's ends.
+        tasks: over how many tasks.
+    """
+
+    value: float
+    low: float
+    high: float
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class RobotMeasures:
+    """How well one robot is sent: of being among the robots that go, as leader or not.
+
+    Attributes:
+        robot: its name.
+        precision: share of the tasks it was sent to where it should go; 0 where it was never sent.
+        recall: share of the tasks where it should go that it was sent to; 0 where there are none.
+        f1: the harmonic mean of both.
+        tasks: where it should go.
+    """
+
+    robot: str
+    precision: float
+    recall: float
+    f1: float
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Tasks whose confidence is above ``low`` and at most ``high``.
+
+    Attributes:
+        low, high: the bin's ends.
+        confidence: the mean confidence in it; 0 where it is empty.
+        accuracy: the share of right leaders in it; 0 where it is empty.
+        tasks: how many it holds.
+    """
+
+    low: float
+    high: float
+    confidence: float
+    accuracy: float
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """How good predictions are.
+
+    Attributes:
+        leader_accuracy: share of tasks whose leading robot is among those that may lead.
+        exact_set: share of tasks for which exactly the expected robots are sent.
+        jaccard: mean of the robots in both sets over the robots in either.
+        macro_f1: mean F1 of being sent, over the robots that should go to at least one task.
+        robots: each robot's part, in the fleet's order.
+        confusion: tasks by expected leader (row) and picked leader (column), in the fleet's order. A task that several
+            robots may lead counts on the diagonal if one of them was picked, else in the row of its first.
+        ece: expected calibration error of the leader's confidence, over ``BINS`` bins of equal width.
+        reliability: those bins, empty ones too.
+    """
+
+    leader_accuracy: Figure
+    exact_set: Figure
+    jaccard: Figure
+    macro_f1: Figure
+    robots: list[RobotMeasures]
+    confusion: list[list[int]]
+    ece: Figure
+    reliability: list[Bin]
 
 
 def right_leaders(picked: Sequence[str], leaders: Sequence[Sequence[str]]) -> list[bool]:
