@@ -1,22 +1,17 @@
 """The report on data as one HTML page that needs nothing else: the tables, and sample records as training sees them.
 
-Whatever comes from the data is escaped; the page has no script and loads nothing, which its content policy enforces.
+Whatever comes from the data is escaped; the page has no script and loads nothing.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from embervlm import __version__
-from embervlm.data.images import ImageError, read_picture
+from embervlm.data.html_page import FOOT, escaped, head, picture_figure, write_whole
 from embervlm.data.report import Report, SetRow, shown_prompt
 from embervlm.data.report_table import (
     RECORD_COLUMNS,
@@ -29,7 +24,7 @@ from embervlm.data.report_table import (
     total,
 )
 from embervlm.data.report_verdict import STAGE_NAMES, rules_of_thumb
-from embervlm.data.sample import DataError, Picture, RobotSample, Sample
+from embervlm.data.sample import Picture, RobotSample, Sample
 from embervlm.prompts import Piece, encode
 from embervlm.tokens import IMAGE, encode_text, load_tokenizer
 
@@ -37,47 +32,8 @@ from embervlm.tokens import IMAGE, encode_text, load_tokenizer
 THUMBNAIL = 192
 
 _STYLE = """
-:root { color-scheme: light dark; --page: #fff; --text: #1c1b1a; --soft: #63605b; --line: #dcd8d2; --box: #f7f5f2;
-  --taught: #dff3e2; --taught-line: #1b7f3b; --control: #dfe8fb; --control-text: #1d428f; --good: #1b7f3b;
-  --warn: #8a5a00; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #171614; --text: #ebe8e3; --soft: #a8a39b; --line: #3b3834; --box: #211f1c;
-    --taught: #143a20; --taught-line: #5fd283; --control: #1f2f52; --control-text: #b3cbff; --good: #5fd283;
-    --warn: #f0b84a; --bad: #ff8a80; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 72rem; background: var(--page); color: var(--text);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .25rem; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
-p, ul { margin: .5rem 0; } ul { padding-left: 1.2rem; }
-.soft, caption, figcaption, dt { color: var(--soft); font-size: .875rem; }
-.path, code { font-family: ui-monospace, monospace; font-size: .875em; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; }
-.scroll:focus-visible { outline: 2px solid var(--control-text); outline-offset: 2px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .875rem; }
-th, td { padding: .4rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-thead th { vertical-align: bottom; color: var(--soft); font-weight: 600; }
-th.name { text-align: left; position: sticky; left: 0; background: var(--page); }
-tbody tr:last-child > * { border-bottom: 2px solid var(--line); }
-tfoot > tr > * { border-bottom: 0; font-weight: 700; }
-.verdicts { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); padding: 0;
-  list-style: none; }
-.verdicts li { border: 1px solid var(--line); border-left: .35rem solid var(--tone); border-radius: 8px;
-  padding: .75rem 1rem; background: var(--box); }
-.verdicts b { display: block; font-size: 1.15rem; color: var(--tone); }
-.good { --tone: var(--good); } .warn { --tone: var(--warn); } .bad { --tone: var(--bad); }
-.none { --tone: var(--soft); }
 .refused { border: 1px solid var(--bad); border-radius: 8px; padding: 1rem; margin-top: 2rem; }
 .refused h2 { margin-top: 0; }
-article { display: grid; grid-template-columns: 12rem minmax(0, 1fr); gap: 1rem; border: 1px solid var(--line);
-  border-radius: 8px; padding: 1rem; margin: .75rem 0; background: var(--box); break-inside: avoid; }
-figure { margin: 0; } figure img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
-figcaption { overflow-wrap: anywhere; margin-top: .35rem; }
-.unreadable { border: 1px dashed var(--bad); border-radius: 4px; padding: .75rem; color: var(--bad); font-size: .875rem;
-  overflow-wrap: anywhere; }
-.no-picture { border: 1px dashed var(--line); border-radius: 4px; padding: .75rem; color: var(--soft);
-  font-size: .875rem; }
 .prompt { margin: 0 0 .5rem; white-space: pre-wrap; overflow-wrap: anywhere;
   font: .875rem/1.9 ui-monospace, monospace; }
 .prompt span { border-left: 1px solid transparent; }
@@ -88,11 +44,6 @@ mark { background: var(--taught); color: inherit; text-decoration: underline 2px
 .control { background: var(--control); color: var(--control-text); border-radius: 4px; padding: 0 .3em; }
 .end { color: var(--soft); user-select: none; }
 .cut { opacity: .5; text-decoration: line-through; }
-@media (max-width: 40rem) { article { grid-template-columns: minmax(0, 1fr); } body { padding-top: 1rem; }
-  th, td { padding: .4rem; } }
-@media print { @page { size: A4 landscape; margin: 12mm; } body { max-width: none; padding: 0; font-size: 10pt; }
-  .scroll { overflow: visible; border: 0; } th.name { position: static; } h2, h3 { break-after: avoid; }
-  table { font-size: 8pt; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 _TONES = {"enough": "good", "thin": "warn", "too little": "bad", "cannot train": "bad", "no data": "none"}
 
@@ -122,40 +73,23 @@ def write_page(file: Path, report: Report) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".tmp", dir=file.absolute().parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as temporary:
-            temporary.writelines(page(report))
-        # As a new file would have them; mkstemp's are for the owner alone.
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_whole({file: page(report)})
 
 
 def page(report: Report) -> Iterator[str]:
     """The page's parts, in order."""
-    yield (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="generator" content="embervlm {__version__}">\n'
-        f"<title>Report on data</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<header>\n"
-        f"<h1>Report on data</h1>\n<p>For {_text(report.model)}. Seed {report.seed}.</p>\n"
-    )
+    yield head("Report on data", _STYLE)
+    yield f"<header>\n<h1>Report on data</h1>\n<p>For {escaped(report.model)}. Seed {report.seed}.</p>\n"
     yield "<ol>" if len(report.paths) > 1 else "<ul>"
-    yield from (f'<li class="path">{_text(path)}</li>' for path in report.paths)
+    yield from (f'<li class="path">{escaped(path)}</li>' for path in report.paths)
     yield "</ol>\n" if len(report.paths) > 1 else "</ul>\n"
     yield "</header>\n<main>\n"
     yield from _verdicts(report)
     if report.refused:
         yield '<section class="refused">\n<h2>Refused</h2>\n<p>Training would stop at these files.</p>\n<ul>\n'
         yield from (
-            f'<li><span class="path">{_text(each.file)}</span>: {_text(each.reason)}</li>\n' for each in report.refused
+            f'<li><span class="path">{escaped(each.file)}</span>: {escaped(each.reason)}</li>\n'
+            for each in report.refused
         )
         yield "</ul>\n</section>\n"
     if report.rows:
@@ -163,8 +97,8 @@ def page(report: Report) -> Iterator[str]:
         yield from _reasons(report)
         yield from _samples(report)
     yield "<section>\n<h2>The rules of thumb</h2>\n<ul>\n"
-    yield from (f"<li>{_text(rule)}</li>\n" for rule in rules_of_thumb(report.model.preset))
-    yield "</ul>\n</section>\n</main>\n</body>\n</html>\n"
+    yield from (f"<li>{escaped(rule)}</li>\n" for rule in rules_of_thumb(report.model.preset))
+    yield f"</ul>\n</section>\n</main>\n{FOOT}"
 
 
 def shown_tokens(pieces: Iterable[Piece], tokenizer: Any, image_tokens: int) -> Iterator[ShownToken]:
@@ -203,8 +137,8 @@ def _verdicts(report: Report) -> Iterator[str]:
     yield '<section>\n<h2>Verdict</h2>\n<ul class="verdicts">\n'
     for verdict in report.verdicts:
         yield (
-            f'<li class="{_TONES[verdict.word]}">{_text(verdict.title)}<b>{_text(verdict.word)}</b>'
-            f"<span>{_text(verdict.reason)}</span></li>\n"
+            f'<li class="{_TONES[verdict.word]}">{escaped(verdict.title)}<b>{escaped(verdict.word)}</b>'
+            f"<span>{escaped(verdict.reason)}</span></li>\n"
         )
     yield "</ul>\n</section>\n"
 
@@ -214,7 +148,7 @@ def _tables(report: Report) -> Iterator[str]:
     cells = [[f"{number(row):,}" for _, _, number in RECORD_COLUMNS] for row in report.rows]
     yield "<section>\n<h2>Records</h2>\n"
     yield from _table(report, "Records", headings, cells, [f"{number:,}" for number in total(report.rows)])
-    yield f'<p class="soft">{_text(SUM_RULE)}</p>\n</section>\n<section>\n<h2>Tokens</h2>\n'
+    yield f'<p class="soft">{escaped(SUM_RULE)}</p>\n</section>\n<section>\n<h2>Tokens</h2>\n'
     yield from _table(
         report,
         "Tokens",
@@ -222,7 +156,7 @@ def _tables(report: Report) -> Iterator[str]:
         [token_cells(row) for row in report.rows],
         token_totals(report.rows),
     )
-    yield f'<p class="soft">{_text(sampling_note(report))}</p>\n</section>\n'
+    yield f'<p class="soft">{escaped(sampling_note(report))}</p>\n</section>\n'
 
 
 def _table(
@@ -239,15 +173,15 @@ def _table(
     yield '<th scope="col">path</th>' if several else ""
     for heading, meaning in headings:
         title = f' title="{escape(meaning)}"' if meaning else ""
-        yield f'<th scope="col"{title}>{_text(heading)}</th>'
+        yield f'<th scope="col"{title}>{escaped(heading)}</th>'
     yield "</tr>\n</thead>\n<tbody>\n"
     for row, of_row in zip(report.rows, cells, strict=True):
-        yield f'<tr><th class="name" scope="row">{_text(row.dataset)}</th><td>{row.stage}</td>'
+        yield f'<tr><th class="name" scope="row">{escaped(row.dataset)}</th><td>{row.stage}</td>'
         yield f"<td>{report.paths.index(row.path) + 1}</td>" if several else ""
-        yield f"{''.join(f'<td>{_text(cell)}</td>' for cell in of_row)}</tr>\n"
+        yield f"{''.join(f'<td>{escaped(cell)}</td>' for cell in of_row)}</tr>\n"
     yield '</tbody>\n<tfoot>\n<tr><th class="name" scope="row">total</th><td></td>'
     yield "<td></td>" if several else ""
-    yield f"{''.join(f'<td>{_text(cell)}</td>' for cell in last)}</tr>\n</tfoot>\n</table>\n</div>\n"
+    yield f"{''.join(f'<td>{escaped(cell)}</td>' for cell in last)}</tr>\n</tfoot>\n</table>\n</div>\n"
 
 
 def _reasons(report: Report) -> Iterator[str]:
@@ -255,11 +189,11 @@ def _reasons(report: Report) -> Iterator[str]:
     if left_out:
         yield "<section>\n<h2>Rejected, and why</h2>\n<ul>\n"
         for row in left_out:
-            yield f"<li><b>{_text(row.dataset)}</b>{_path_number(report, row)}: {_text(reasons_of(row))}</li>\n"
+            yield f"<li><b>{escaped(row.dataset)}</b>{_path_number(report, row)}: {escaped(reasons_of(row))}</li>\n"
         yield "</ul>\n</section>\n"
     if report.notes:
         yield "<section>\n<h2>Notes</h2>\n<ul>\n"
-        yield from (f"<li>{_text(note)}</li>\n" for note in report.notes)
+        yield from (f"<li>{escaped(note)}</li>\n" for note in report.notes)
         yield "</ul>\n</section>\n"
 
 
@@ -281,8 +215,8 @@ def _samples(report: Report) -> Iterator[str]:
             continue
         if row.stage != stage:
             stage = row.stage
-            yield f"<h3>{_text(STAGE_NAMES[stage].capitalize())}</h3>\n"
-        yield f"<h4>{_text(row.dataset)}{_path_number(report, row)}</h4>\n"
+            yield f"<h3>{escaped(STAGE_NAMES[stage].capitalize())}</h3>\n"
+        yield f"<h4>{escaped(row.dataset)}{_path_number(report, row)}</h4>\n"
         for sample in row.samples:
             yield from _sample(report, row, sample, tokenizer)
     yield "</section>\n"
@@ -311,7 +245,7 @@ def _sample(report: Report, row: SetRow, sample: Sample | RobotSample, tokenizer
         place += len(token.ids) * token.times
     yield f"{'</mark>' if within_mark else ''}{'</s>' if within_cut else ''}</p>\n"
     cut = f"; cut after {positions:,}" if size > positions else ""
-    yield f'<p class="soft">{_text(sample.id)}: {size:,} tokens, {taught:,} of them taught{cut}</p>\n'
+    yield f'<p class="soft">{escaped(sample.id)}: {size:,} tokens, {taught:,} of them taught{cut}</p>\n'
     yield "</div>\n</article>\n"
 
 
@@ -330,39 +264,14 @@ def _token(token: ShownToken) -> str:
         times = f" × {token.times}" if token.times > 1 else ""
         return (
             f'<span class="control" data-ids="{ids}" data-times="{token.times}" title="token {ids}">'
-            f"{_text(token.text)}{times}</span>"
+            f"{escaped(token.text)}{times}</span>"
         )
-    shown = _text(token.text).replace("\n", '<i class="end" aria-hidden="true">⏎</i>\n')
+    shown = escaped(token.text).replace("\n", '<i class="end" aria-hidden="true">⏎</i>\n')
     return f'<span data-ids="{ids}" title="token{"s" if len(token.ids) > 1 else ""} {ids}">{shown}</span>'
 
 
 def _picture(source: Picture | None, path: Path) -> str:
-    if source is None:
-        return '<p class="no-picture">no picture</p>\n'
-    name = str(source)
     folder = str(path.resolve())
+    name = str(source)
     name = name.removeprefix(f"{folder}/") if name.startswith(f"{folder}/") else name
-    caption = f"<figcaption>{_text(name)}</figcaption>"
-    try:
-        picture = read_picture(source)
-    except (ImageError, DataError) as error:
-        reason = str(error).removeprefix(f"{source}: ")
-        return f'<figure><div class="unreadable">cannot be read: {_text(reason)}</div>{caption}</figure>\n'
-    width, height = picture.size
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=75)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<figure><img src="data:image/jpeg;base64,{data}" width="{picture.width}" height="{picture.height}"'
-        f' alt="{_text(Path(name).name)}">'
-        f"<figcaption>{_text(name)}, {width} × {height}</figcaption></figure>\n"
-    )
-
-
-def _text(value: object) -> str:
-    """Text for the page: escaped, and what cannot be printed or turns the writing direction written out."""
-    text = "".join(
-        each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in str(value).replace("\r", "")
-    )
-    return escape(text)
+    return picture_figure(source, name, THUMBNAIL)
