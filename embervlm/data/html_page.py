@@ -93,16 +93,17 @@ def escaped(value: object) -> str:
     return escape(shown)
 
 
-def picture_figure(source: Picture | None, name: str, longest: int) -> str:
+def picture_figure(source: Picture | None, folder: Path, longest: int) -> str:
     """A picture as a page shows it: small, within the page; or why it cannot be shown.
 
     Args:
         source: where it is, or None where there is none.
-        name: for the caption.
+        folder: of the data; the caption names the picture within it.
         longest: the longest side of what is shown, in pixels.
     """
     if source is None:
         return '<p class="no-picture">no picture</p>\n'
+    name = str(source).removeprefix(f"{folder.resolve()}/")
     try:
         picture = read_picture(source)
     except (ImageError, DataError) as error:

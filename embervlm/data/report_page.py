@@ -24,7 +24,7 @@ from embervlm.data.report_table import (
     total,
 )
 from embervlm.data.report_verdict import STAGE_NAMES, rules_of_thumb
-from embervlm.data.sample import Picture, RobotSample, Sample
+from embervlm.data.sample import RobotSample, Sample
 from embervlm.prompts import Piece, encode
 from embervlm.tokens import IMAGE, encode_text, load_tokenizer
 
@@ -227,7 +227,7 @@ def _sample(report: Report, row: SetRow, sample: Sample | RobotSample, tokenizer
     size, positions = len(encode(pieces, tokenizer, report.model.image_tokens).input_ids), report.model.positions
     tokens = list(shown_tokens(pieces, tokenizer, report.model.image_tokens))
     taught = sum(_taught(tokens, positions))
-    yield f'<article>\n{_picture(sample.image, row.path)}<div>\n<p class="prompt">'
+    yield f'<article>\n{picture_figure(sample.image, row.path, THUMBNAIL)}<div>\n<p class="prompt">'
     place = 0
     within_mark = within_cut = False
     for token in tokens:
@@ -268,10 +268,3 @@ def _token(token: ShownToken) -> str:
         )
     shown = escaped(token.text).replace("\n", '<i class="end" aria-hidden="true">⏎</i>\n')
     return f'<span data-ids="{ids}" title="token{"s" if len(token.ids) > 1 else ""} {ids}">{shown}</span>'
-
-
-def _picture(source: Picture | None, path: Path) -> str:
-    folder = str(path.resolve())
-    name = str(source)
-    name = name.removeprefix(f"{folder}/") if name.startswith(f"{folder}/") else name
-    return picture_figure(source, name, THUMBNAIL)
