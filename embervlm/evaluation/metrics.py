@@ -7,6 +7,12 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
+from embervlm.data.sample import RobotSample
+from embervlm.evaluation.predictions import Predictions
+
+Numbers = NDArray[np.float64]
 
 #: Bins of the expected calibration error (Guo et al., arXiv 1706.04599, use as many).
 BINS = 15
@@ -106,26 +112,142 @@ def exact_set(selected: Sequence[Iterable[str]], expected: Sequence[Iterable[str
     return float(np.mean([set(s) == set(e) for s, e in zip(selected, expected, strict=True)]))
 
 
-def bootstrap_interval(
-    right: Sequence[bool] | np.ndarray, groups: Sequence[Hashable], *, seed: int = 0, draws: int = 2000
-) -> tuple[float, float]:
-    """The 95% interval of a mean by the percentile bootstrap (Efron, 1979), drawing whole groups.
+class Bootstrap:
+    """Draws of tasks with replacement, for 95% intervals by the percentile bootstrap (Efron, 1979).
+
+    Whole groups are drawn, since tasks about one picture are right or wrong together. Two figures of the same tasks
+    and seed are of the same draws.
 
     Args:
-        right: one outcome a task.
-        groups: which tasks belong together, such as those about one picture; they are drawn together.
+        groups: which group each task belongs to.
         seed: of the draws.
         draws: how many.
     """
-    sums: dict[Hashable, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for outcome, group in zip(right, groups, strict=True):
-        sums[group][0] += float(outcome)
-        sums[group][1] += 1.0
-    totals = np.array(list(sums.values()))  # (groups, 2): right, all
-    drawn = np.random.default_rng(seed).integers(len(totals), size=(draws, len(totals)))
-    means = totals[drawn, 0].sum(1) / totals[drawn, 1].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
+
+    def __init__(self, groups: Sequence[Hashable], *, seed: int = 0, draws: int = 2000) -> None:
+        places: dict[Hashable, int] = {}
+        self._place = np.array([places.setdefault(group, len(places)) for group in groups])
+        self._groups, self._seed, self._draws = len(places), seed, draws
+
+    def sums(self, values: Numbers) -> Numbers:
+        """The sums of each draw, (draws, quantities), of what each task adds, (tasks, quantities)."""
+        grouped = np.zeros((self._groups, values.shape[1]))
+        np.add.at(grouped, self._place, values)
+        rng = np.random.default_rng(self._seed)
+        sums = np.empty((self._draws, values.shape[1]))
+        for draw in range(self._draws):
+            times = np.bincount(rng.integers(self._groups, size=self._groups), minlength=self._groups)
+            sums[draw] = times @ grouped
+        return sums
+
+    def mean(self, values: Sequence[float] | Numbers) -> Figure:
+        """The mean of one number a task, with its interval."""
+        numbers = np.asarray(values, dtype=np.float64)
+        sums = self.sums(np.stack([numbers, np.ones(len(numbers))], 1))
+        return _figure(float(numbers.mean()), sums[:, 0] / sums[:, 1], len(numbers))
+
+
+def groups_of(samples: Sequence[RobotSample]) -> list[str]:
+    """What tasks are drawn together: those about one picture, else those of one family, else those of one text."""
+    return [
+        f"picture/{sample.image}" if sample.image else f"family/{sample.family}" if sample.family else sample.task
+        for sample in samples
+    ]
+
+
+def measure(predictions: Predictions, samples: Sequence[RobotSample], *, seed: int = 0) -> Measures:
+    """Measure predictions against the samples' labels.
+
+    Args:
+        predictions: one answer for each sample; at least one.
+        samples: the tasks; their robots are among ``predictions.robots``.
+        seed: of the intervals.
+    """
+    robots, count = predictions.robots, len(samples)
+    right = np.array(right_leaders(predictions.leaders, [s.leaders for s in samples]), dtype=np.float64)
+    sent = np.array([[name in names for name in robots] for names in predictions.selected])
+    expected = np.array([[name in sample.selected for name in robots] for sample in samples])
+    both, either = sent & expected, sent | expected
+    confidence = predictions.confidences
+    # A bin holds its upper end; what is 0 goes to the first.
+    bins = np.maximum(np.ceil(confidence * BINS).astype(int) - 1, 0)
+    in_bin = np.eye(BINS)[np.minimum(bins, BINS - 1)]  # (tasks, bins)
+    each = {
+        "tasks": np.ones((count, 1)),
+        "right": right[:, None],
+        "exact": (sent == expected).all(1, keepdims=True),
+        "jaccard": both.sum(1, keepdims=True) / either.sum(1, keepdims=True),
+        "hits": both,
+        "sent": sent,
+        "expected": expected,
+        "bin tasks": in_bin,
+        "bin confidence": in_bin * confidence[:, None],
+        "bin right": in_bin * right[:, None],
+    }
+    values = np.concatenate([part.astype(np.float64) for part in each.values()], 1)
+    sums = np.concatenate([values.sum(0, keepdims=True), Bootstrap(groups_of(samples), seed=seed).sums(values)])
+    ends = np.cumsum([part.shape[1] for part in each.values()])[:-1]
+    # Each (1 + draws, quantities): the tasks as they are, then the draws.
+    of = dict(zip(each, np.split(sums, ends, axis=1), strict=True))
+
+    def figure(per_draw: Numbers) -> Figure:
+        return _figure(float(per_draw[0]), per_draw[1:], count)
+
+    f1 = _f1(of["hits"], of["sent"], of["expected"])
+    asked = expected.any(0)
+    distance = np.abs(of["bin confidence"] - of["bin right"]).sum(1, keepdims=True)
+    return Measures(
+        leader_accuracy=figure((of["right"] / of["tasks"])[:, 0]),
+        exact_set=figure((of["exact"] / of["tasks"])[:, 0]),
+        jaccard=figure((of["jaccard"] / of["tasks"])[:, 0]),
+        macro_f1=figure(f1[:, asked].mean(1)),
+        robots=[
+            RobotMeasures(
+                robot=name,
+                precision=_share(of["hits"][0, place], of["sent"][0, place]),
+                recall=_share(of["hits"][0, place], of["expected"][0, place]),
+                f1=float(f1[0, place]),
+                tasks=int(of["expected"][0, place]),
+            )
+            for place, name in enumerate(robots)
+        ],
+        confusion=confusion(predictions.leaders, [s.leaders for s in samples], robots),
+        ece=figure((distance / of["tasks"])[:, 0]),
+        reliability=[
+            Bin(
+                low=place / BINS,
+                high=(place + 1) / BINS,
+                confidence=_share(of["bin confidence"][0, place], of["bin tasks"][0, place]),
+                accuracy=_share(of["bin right"][0, place], of["bin tasks"][0, place]),
+                tasks=int(of["bin tasks"][0, place]),
+            )
+            for place in range(BINS)
+        ],
+    )
+
+
+def confusion(picked: Sequence[str], leaders: Sequence[Sequence[str]], robots: Sequence[str]) -> list[list[int]]:
+    """Tasks by expected (row) and picked leader (column); see :class:`Measures`."""
+    counts = [[0] * len(robots) for _ in robots]
+    for name, names in zip(picked, leaders, strict=True):
+        expected = name if name in names else names[0]
+        counts[robots.index(expected)][robots.index(name)] += 1
+    return counts
+
+
+def _figure(value: float, draws: Numbers, tasks: int) -> Figure:
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return Figure(value, float(low), float(high), tasks)
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part / whole) if whole else 0.0
+
+
+def _f1(hits: Numbers, sent: Numbers, expected: Numbers) -> Numbers:
+    """F1 of each entry; 0 where there was nothing to find and nothing was sent."""
+    result: Numbers = 2 * hits / np.maximum(sent + expected, 1)
+    return result
 
 
 def best_possible(keys: Sequence[Hashable], leaders: Sequence[Sequence[str]]) -> float:

@@ -63,3 +63,9 @@ def predict(
     leaders, members = selector.score(tasks, images, progress=progress)
     leading = torch.softmax(leaders.double() / selector.calibration.temperature, -1).numpy()
     return Predictions(selector.fleet.names, leading, selector.selected_names(leaders, members))
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """The answers of several parts, one after the other; all of one fleet."""
+    selected = [names for part in parts for names in part.selected]
+    return Predictions(parts[0].robots, np.concatenate([part.leading for part in parts]), selected)

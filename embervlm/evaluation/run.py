@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+import numpy as np
+from PIL import Image
 
 from embervlm.data.robot_loader import read_robot_tasks
 from embervlm.data.sample import DataError, PlanStep, RobotSample, normalise_task
-from embervlm.evaluation.metrics import Figure, Measures, best_possible, bootstrap_interval, right_leaders
-from embervlm.selection import Picture, RobotSelector, Selection
+from embervlm.evaluation.answers import answer_fault, labelled_stages, written_stages
+from embervlm.evaluation.baselines import available
+from embervlm.evaluation.folds import apart_from, folds
+from embervlm.evaluation.metrics import (
+    Bootstrap,
+    Figure,
+    Measures,
+    best_possible,
+    groups_of,
+    measure,
+    right_leaders,
+)
+from embervlm.evaluation.predictions import Predictions, joined, predict
+from embervlm.fleet import Fleet
+from embervlm.preflight import PreflightError
+from embervlm.selection import Picture, RobotSelector, Selection, SelectionError
 
 Progress = Callable[[str, int, int], None]
 
@@ -156,101 +174,327 @@ class Evaluation:
         return values
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A share and its 95% interval, drawn by picture (by task where there are none)."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was measured on one set of tasks.
-
-    Attributes:
-        tasks, pictures: how many tasks, and how many different pictures they are about.
-        leader_accuracy: the leading robot is right, each task with its own picture.
-        exact_set: exactly the right robots are sent.
-        shuffled_pictures, no_picture: leader accuracy with another task's picture, and with none.
-        text_only_bound, picture_only_bound: what a model could reach at best that sees only the text, or only the
-            picture, of these tasks; the picture's is missing where no task has one.
-        majority: leader accuracy of always answering the robot that is right most often here.
-    """
-
-    tasks: int
-    pictures: int
-    leader_accuracy: Measured
-    exact_set: Measured
-    shuffled_pictures: Measured | None
-    no_picture: Measured
-    text_only_bound: float
-    picture_only_bound: float | None
-    majority: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON has it."""
-        return asdict(self)
-
-
-def evaluate(selector: RobotSelector, data: Path, *, seed: int = 0, progress: Progress | None = None) -> Report:
+def evaluate(
+    selector: RobotSelector,
+    data: Path,
+    *,
+    train: Path | None = None,
+    seed: int = 0,
+    written: int = 200,
+    coverage: float | None = 0.9,
+    name: str = "model",
+    progress: Progress | None = None,
+) -> Evaluation:
     """Measure ``selector`` on the robot tasks of a folder or file, which must not have been trained on.
 
     Args:
         selector: the model.
         data: robot files, as stage 3 reads them.
-        seed: of the shuffling and the intervals.
+        train: the robot tasks that the baselines are trained on, those left out that share a text or a family with
+            ``data``; no baselines without it.
+        seed: of the shuffling, the draws and the intervals.
+        written: for how many tasks, drawn by the seed, the whole answer is written, which takes much longer.
+        coverage: the level of the prediction sets; None for none.
+        name: what the model is called.
         progress: called with what is being measured, tasks done and tasks in all.
 
     Raises:
         DataError, FleetError: the data cannot be read, or name a robot that the selector's fleet does not have.
+        ImageError, PreflightError: a picture or a task cannot be shown to the model.
     """
     samples = read_robot_tasks(data, selector.fleet)
-    if not samples:
-        raise DataError(f"{data}: no robot tasks to measure")
-    tasks, leaders = [s.task for s in samples], [s.leaders for s in samples]
-    pictures: list[Picture | None] = [s.image for s in samples]
-    groups = [str(s.image) if s.image else f"task {i}" for i, s in enumerate(samples)]
-
-    def selected_with(what: str, images: Sequence[Picture | None]) -> list[list[str]]:
-        leader, member = selector.score(
-            tasks, images, progress=(lambda done: progress(what, done, len(tasks))) if progress else None
-        )
-        return selector.selected_names(leader, member)
-
-    def measured(right: Sequence[bool]) -> Measured:
-        return Measured(sum(right) / len(right), *bootstrap_interval(right, groups, seed=seed))
-
-    def leading(selected: Sequence[Sequence[str]]) -> Measured:
-        return measured(right_leaders([names[0] for names in selected], leaders))
-
-    has_pictures = any(picture is not None for picture in pictures)
-    own = selected_with("own pictures", pictures) if has_pictures else None
-    without = selected_with("no picture", [None] * len(samples))
-    shuffled = None
-    if has_pictures and len(set(groups)) > 1:
-        shuffled = leading(selected_with("shuffled pictures", shuffled_pictures(samples, seed)))
-    best = own or without
-    robots = [name for name in selector.fleet.names if any(name in names for names in leaders)]
-    return Report(
+    notes: list[str] = []
+    predictions = _predict(selector, samples, [s.image for s in samples], "own pictures or none", progress)
+    looks = _looks(selector, samples, predictions, seed, progress)
+    baselines: dict[str, Measures] = {}
+    known: list[RobotSample] = []
+    if train is not None:
+        given = read_robot_tasks(train, selector.fleet)
+        known = apart_from(given, samples)
+        if len(known) < len(given):
+            notes.append(
+                f"{len(given) - len(known)} of {len(given)} training tasks have the text or the family of a measured"
+                " task; the baselines were not given them"
+            )
+        if not known:
+            raise DataError(f"{train}: every training task has the text or the family of a measured one")
+        methods, missing = available()
+        notes += missing
+        for method, answer in methods.items():
+            baselines[method] = measure(answer(known, [s.task for s in samples], selector.fleet), samples, seed=seed)
+            _say(progress, method, len(samples), len(samples))
+    sets: list[list[str]] = []
+    if coverage is not None:
+        try:
+            sets = [selector.prediction_set(row, coverage) for row in predictions.leading.tolist()]
+        except SelectionError as error:
+            notes.append(f"prediction sets: not measured, {error}")
+    answers = _write(selector, samples, written, seed, progress)
+    return Evaluation(
+        model_name=name,
+        data=str(data),
         tasks=len(samples),
-        pictures=len({picture for picture in pictures if picture is not None}),
-        leader_accuracy=leading(best),
-        exact_set=measured([set(s) == set(e.selected) for s, e in zip(best, samples, strict=True)]),
-        shuffled_pictures=shuffled,
-        no_picture=leading(without),
-        text_only_bound=best_possible([normalise_task(task) for task in tasks], leaders),
-        picture_only_bound=best_possible(groups, leaders) if has_pictures else None,
-        majority=max(sum(name in names for names in leaders) / len(leaders) for name in robots),
+        pictures=len({s.image for s in samples if s.image is not None}),
+        robots=selector.fleet.names,
+        seed=seed,
+        model=measure(predictions, samples, seed=seed),
+        own_pictures=looks.get("own"),
+        no_picture=looks.get("none"),
+        blank_picture=looks.get("blank"),
+        shuffled_pictures=looks.get("shuffled"),
+        **_bounds(samples),
+        baselines=baselines,
+        train_tasks=len(known) if baselines else None,
+        folds=None,
+        written=_measure_written(selector, samples, answers, seed, progress) if answers else None,
+        coverage=_measure_coverage(sets, samples, coverage, seed) if sets and coverage is not None else None,
+        by_voice=_by_voice(predictions, samples, seed),
+        notes=tuple(notes),
+        cases=_cases(predictions, samples, sets, answers),
     )
 
 
+def cross_validate(
+    data: Path, fleet: Fleet, k: int, *, train: Path | None = None, seed: int = 0, progress: Progress | None = None
+) -> Evaluation:
+    """Measure the baselines on every task of a folder or file, each trained on the other folds.
+
+    Args:
+        data: robot files, as stage 3 reads them.
+        fleet: whose names they use.
+        k: how many folds; :func:`embervlm.evaluation.folds.folds` says which task is in which.
+        train: robot tasks that every fold is trained on too, those left out that share a text or a family with it.
+        seed: of the folds and the intervals.
+        progress: as in :func:`evaluate`.
+
+    Raises:
+        DataError, FleetError: as :func:`evaluate`; or there are fewer texts than folds.
+    """
+    samples = read_robot_tasks(data, fleet)
+    further = [] if train is None else read_robot_tasks(train, fleet)
+    parts = folds(samples, k, seed)
+    methods, notes = available()
+    answers: dict[str, list[Predictions]] = {method: [] for method in methods}
+    train_tasks = []
+    for number, part in enumerate(parts, 1):
+        measured = [samples[place] for place in part]
+        held_out = set(part)
+        others = [sample for place, sample in enumerate(samples) if place not in held_out]
+        known = others + apart_from(further, measured)
+        train_tasks.append(len(known))
+        for method, answer in methods.items():
+            answers[method].append(answer(known, [s.task for s in measured], fleet))
+        _say(progress, "folds of the baselines", number, k)
+    order = np.argsort([place for part in parts for place in part])
+    whole = {method: joined(each).of(order.tolist()) for method, each in answers.items()}
+    return Evaluation(
+        model_name=None,
+        data=str(data),
+        tasks=len(samples),
+        pictures=len({s.image for s in samples if s.image is not None}),
+        robots=fleet.names,
+        seed=seed,
+        model=None,
+        own_pictures=None,
+        no_picture=None,
+        blank_picture=None,
+        shuffled_pictures=None,
+        **_bounds(samples),
+        baselines={method: measure(each, samples, seed=seed) for method, each in whole.items()},
+        train_tasks=min(train_tasks),
+        folds=k,
+        written=None,
+        coverage=None,
+        by_voice={},
+        notes=tuple(notes),
+        cases=(),
+    )
+
+
+def _say(progress: Progress | None, what: str, done: int, total: int) -> None:
+    if progress is not None:
+        progress(what, done, total)
+
+
+def _predict(
+    selector: RobotSelector,
+    samples: Sequence[RobotSample],
+    images: Sequence[Picture | None],
+    what: str,
+    progress: Progress | None,
+) -> Predictions:
+    reached = 0
+
+    def show(done: int) -> None:
+        nonlocal reached
+        reached = done
+        _say(progress, what, done, len(samples))
+
+    tasks = [sample.task for sample in samples]
+    try:
+        return predict(selector, tasks, images, show)
+    except PreflightError:
+        # Which task of the batch it was is not known there: it is asked for one by one.
+        for sample in samples[reached:]:
+            try:
+                selector.score([sample.task], [None])
+            except PreflightError as error:
+                raise DataError(f"task {sample.id} ({sample.task!r:.60}): {error}") from None
+        raise
+
+
+def _looks(
+    selector: RobotSelector,
+    samples: Sequence[RobotSample],
+    predictions: Predictions,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, Measures]:
+    """The model with other pictures than their own, over the tasks that have pictures; empty where none has."""
+    places = [place for place, sample in enumerate(samples) if sample.image is not None]
+    if not places:
+        return {}
+    pictured = [samples[place] for place in places]
+
+    def with_pictures(what: str, images: Sequence[Picture | None]) -> Measures:
+        return measure(_predict(selector, pictured, images, what, progress), pictured, seed=seed)
+
+    found = {"own": measure(predictions.of(places), pictured, seed=seed)}
+    found["none"] = with_pictures("no picture", [None] * len(pictured))
+    blank = Image.new("RGB", (224, 224), (128, 128, 128))
+    found["blank"] = with_pictures("blank picture", [blank] * len(pictured))
+    if len({sample.image for sample in pictured}) > 1:
+        found["shuffled"] = with_pictures("shuffled pictures", shuffled_pictures(pictured, seed))
+    return found
+
+
+class _Bounds(TypedDict):
+    text_only_bound: float
+    picture_only_bound: float | None
+    majority: float
+
+
+def _bounds(samples: Sequence[RobotSample]) -> _Bounds:
+    pictured = [sample for sample in samples if sample.image is not None]
+    of = pictured or samples
+    leaders = [sample.leaders for sample in of]
+    counts = Counter(name for sample in samples for name in sample.leaders)
+    return _Bounds(
+        text_only_bound=best_possible([normalise_task(sample.task) for sample in of], leaders),
+        picture_only_bound=best_possible([str(sample.image) for sample in of], leaders) if pictured else None,
+        majority=max(counts.values()) / len(samples),
+    )
+
+
+def _write(
+    selector: RobotSelector, samples: Sequence[RobotSample], count: int, seed: int, progress: Progress | None
+) -> dict[int, Selection]:
+    """The whole answers, by the tasks' places, of ``count`` tasks drawn by the seed."""
+    places = sorted(random.Random(seed).sample(range(len(samples)), min(count, len(samples))))
+    answers = {}
+    for number, place in enumerate(places, 1):
+        answers[place] = selector.select(samples[place].task, samples[place].image, reason=True)
+        _say(progress, "written answers", number, len(places))
+    return answers
+
+
+def _measure_written(
+    selector: RobotSelector,
+    samples: Sequence[RobotSample],
+    answers: dict[int, Selection],
+    seed: int,
+    progress: Progress | None,
+) -> Written:
+    of = [samples[place] for place in answers]
+    given = list(answers.values())
+    draws = Bootstrap(groups_of(of), seed=seed)
+    planned = [
+        (sample, written_stages(answer.plan) == labelled_stages(sample.plan))
+        for sample, answer in zip(of, given, strict=True)
+        if len(sample.plan) > 1
+    ]
+    faults = [answer_fault(answer, selector.fleet) for answer in given]
+    # A task that has no written requirements cannot be asked again: that is no agreement.
+    stated = [place for place, answer in enumerate(given) if answer.reasoning and answer.reasoning[0].strip()]
+    agreed = np.zeros(len(of))
+    if stated:
+        again = [replace(of[place], task=given[place].reasoning[0]) for place in stated]
+        asked = _predict(selector, again, [s.image for s in again], "agreement", progress)
+        agreed[stated] = [name == given[place].primary for place, name in zip(stated, asked.leaders, strict=True)]
+    return Written(
+        tasks=len(of),
+        leader_accuracy=draws.mean(right_leaders([answer.primary for answer in given], [s.leaders for s in of])),
+        exact_set=draws.mean([set(answer.selected) == set(s.selected) for s, answer in zip(of, given, strict=True)]),
+        plan_accuracy=(
+            Bootstrap(groups_of([sample for sample, _ in planned]), seed=seed).mean([right for _, right in planned])
+            if planned
+            else None
+        ),
+        valid=draws.mean([fault is None for fault in faults]),
+        agreement=draws.mean(agreed),
+        milliseconds=float(np.mean([answer.timing_ms["total"] for answer in given])),
+        faults=[f"{s.id}: {fault}" for s, fault in zip(of, faults, strict=True) if fault is not None][:10],
+    )
+
+
+def _measure_coverage(
+    sets: Sequence[Sequence[str]], samples: Sequence[RobotSample], level: float, seed: int
+) -> Coverage:
+    draws = Bootstrap(groups_of(samples), seed=seed)
+    return Coverage(
+        level=level,
+        covered=draws.mean([bool(set(names) & set(s.leaders)) for names, s in zip(sets, samples, strict=True)]),
+        size=draws.mean([len(names) for names in sets]),
+        single=draws.mean([len(names) == 1 for names in sets]),
+    )
+
+
+def _by_voice(predictions: Predictions, samples: Sequence[RobotSample], seed: int) -> dict[str, Figure]:
+    right = right_leaders(predictions.leaders, [s.leaders for s in samples])
+    found = {}
+    for voice in sorted({s.voice for s in samples if s.voice is not None}):
+        places = [place for place, s in enumerate(samples) if s.voice == voice]
+        draws = Bootstrap(groups_of([samples[place] for place in places]), seed=seed)
+        found[voice] = draws.mean([right[place] for place in places])
+    return found
+
+
+def _cases(
+    predictions: Predictions,
+    samples: Sequence[RobotSample],
+    sets: Sequence[Sequence[str]],
+    answers: dict[int, Selection],
+) -> tuple[Case, ...]:
+    cases = []
+    for place, (sample, picked) in enumerate(zip(samples, predictions.selected, strict=True)):
+        scores = zip(predictions.robots, predictions.leading[place].tolist(), strict=True)
+        cases.append(
+            Case(
+                id=sample.id,
+                task=sample.task,
+                image=sample.image,
+                voice=sample.voice,
+                plan=sample.plan,
+                leaders=sample.leaders,
+                expected=sample.selected,
+                picked=tuple(picked),
+                confidences=tuple(sorted(scores, key=lambda score: -score[1])),
+                leader_right=picked[0] in sample.leaders,
+                set_right=set(picked) == set(sample.selected),
+                prediction_set=tuple(sets[place]) if sets else (),
+                written=answers.get(place),
+            )
+        )
+    # Among those whose leader is right, wrong sets first.
+    cases.sort(key=lambda case: (case.leader_right, case.set_right, -case.confidence))
+    return tuple(cases)
+
+
 def shuffled_pictures(samples: Sequence[RobotSample], seed: int) -> list[Picture | None]:
-    """For each task the picture of another, never its own: the pictures keep how often each occurs.
+    """For each task the picture of another; the pictures keep how often each occurs.
 
     Tasks are put in a random order, those of one picture together, and each takes the picture of the task that
-    stands the size of the largest such group further on.
+    stands the size of the largest such group further on. So none gets its own, unless more than half have one picture.
     """
     rng = random.Random(seed)
     places: dict[str, list[int]] = {}
