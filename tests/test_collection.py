@@ -58,7 +58,23 @@ def test_nothing_of_the_test_is_in_training(parts: dict[str, list[RobotSample]])
     assert not {task.voice for task in train} & {task.voice for task in test}
 
 
-def test_it_is_split_by_family_and_reworded(parts: dict[str, list[RobotSample]]) -> None:
+def test_it_is_split_by_voice_and_family_and_reworded(parts: dict[str, list[RobotSample]]) -> None:
     data = load_robot_tasks(COLLECTION / "train", FLEET)
-    assert len(data.validation) == 495 and len(data.train) == 3 * (4950 - 495)
+    assert len(data.validation) == 539 and len(data.train) == 3 * (4950 - 539)
+    assert not {task.family for task in data.train} & {task.family for task in data.validation}
+    assert Counter(task.voice for task in data.validation) == {"agronomist": 89} | dict.fromkeys(
+        ("ranger-note", "dispatcher", "shift-report", "harbour-master", "plain-short"), 90
+    )
+    assert not {task.voice for task in data.train} & {task.voice for task in data.validation}
+
+
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_validation_is_in_voices_of_its_own_whatever_the_seed(seed: int) -> None:
+    data = load_robot_tasks(COLLECTION / "train", FLEET, seed=seed, variants=1)
+    assert 450 <= len(data.validation) <= 540
+    voices = Counter(task.voice for task in data.validation)
+    also_trained_on = voices.keys() & {task.voice for task in data.train}
+    assert len(voices.keys() - also_trained_on) in (5, 6)
+    # Nine families are in two voices each; the whole family is where its held-out voice is.
+    assert sum(voices[voice] for voice in also_trained_on) <= 4
     assert not {task.family for task in data.train} & {task.family for task in data.validation}

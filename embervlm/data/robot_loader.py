@@ -23,9 +23,10 @@ The two records give::
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,15 +171,17 @@ def load_robot_tasks(
     validation_share: float = 0.1,
     variants: int = DEFAULT_VARIANTS,
 ) -> RobotData:
-    """Read the robot tasks, split them by normalised task text and add rewordings to those for training.
+    """Read the robot tasks, split them and add rewordings to those for training.
 
-    No text is on both sides, whatever file it is in, and no rewording says what a validation task says.
+    No text and no family is on both sides, whatever file it is in, and no rewording says what a validation task says.
+    Of tasks whose voice is known whole voices are held out (see :func:`_held_out_groups`); of the others, texts.
 
     Args:
         folder_or_file: a folder with robot files anywhere below it, or one such file.
         fleet: whose names the files must use; case is ignored.
         seed: of the split and the rewordings.
-        validation_share: share of the distinct task texts; at least one text is held out unless this is 0.
+        validation_share: about this share of the tasks with a voice, and of the others' distinct texts; at least one
+            text is held out unless this is 0.
         variants: how often each training task stands in ``train``: as written and in ``variants - 1`` rewordings.
 
     Raises:
@@ -186,7 +189,11 @@ def load_robot_tasks(
     """
     samples, counts = _read(Path(folder_or_file), fleet)
     groups = _groups(samples)
-    train, validation = split_by_key(samples, lambda sample: groups[_text_key(sample)], validation_share, seed)
+    voiced, held_out_groups = _held_out_groups(samples, groups, validation_share, seed)
+    others = [sample for sample in samples if groups[_text_key(sample)] not in voiced]
+    train, validation = split_by_key(others, lambda sample: groups[_text_key(sample)], validation_share, seed)
+    train = [*train, *(s for s in samples if groups[_text_key(s)] in voiced - held_out_groups)]
+    validation = [*validation, *(s for s in samples if groups[_text_key(s)] in held_out_groups)]
     if validation_share > 0 and not (train and validation):
         raise DataError(
             f"{folder_or_file}: all {len(samples)} robot records have one task text or family; at least two are"
@@ -211,7 +218,7 @@ def load_robot_tasks(
         report.merged,
         report.conflicts,
     )
-    return RobotData(with_rewordings, list(validation), report)
+    return RobotData(with_rewordings, validation, report)
 
 
 def check_no_leak(
@@ -496,6 +503,52 @@ def _groups(samples: Sequence[RobotSample]) -> dict[str, str]:
         if sample.family is not None:
             parent[root(text)] = root(f"family/{sample.family}")
     return {_text_key(sample): root(_text_key(sample)) for sample in samples}
+
+
+def _held_out_groups(
+    samples: Sequence[RobotSample], groups: dict[str, str], share: float, seed: int
+) -> tuple[set[str], set[str]]:
+    """The groups of tasks with a voice, and those of them that validation gets: all of some voices.
+
+    A model reads its own training's voices better than others, so that validation in the same ones would promise too
+    much. Voices are drawn with the seed, those that would fill more than half of validation alone last, and a voice is
+    held out if that brings the number of tasks nearer to ``share``. A group goes with its voices: one that has a
+    held-out voice is held out whole, the few tasks in other voices that it may have included. So no held-out voice is
+    trained on, and a voice that families bind to many others stays in training without keeping the others there.
+
+    Returns:
+        both empty where no voice can be held out; all tasks are then split by text alone.
+    """
+    by_voice: dict[str, set[str]] = defaultdict(set)
+    for sample in samples:
+        if sample.voice is not None:
+            by_voice[sample.voice].add(groups[_text_key(sample)])
+    voiced = set[str]().union(*by_voice.values())
+    sizes = Counter(groups[_text_key(sample)] for sample in samples)
+    wanted = share * sum(sizes[group] for group in voiced)
+    held_out, size = set[str](), 0
+    drawn = sorted(by_voice, key=lambda voice: hashlib.sha256(f"{seed}/voice/{voice}".encode()).digest())
+    for voice in sorted(drawn, key=lambda voice: sum(sizes[group] for group in by_voice[voice]) > wanted / 2):
+        further = sum(sizes[group] for group in by_voice[voice] - held_out)
+        if abs(size + further - wanted) < abs(size - wanted):
+            held_out |= by_voice[voice]
+            size += further
+    if held_out:
+        logger.info(
+            "robot tasks: %d of %d voices are held out for validation, with %d of %d tasks",
+            sum(found <= held_out for found in by_voice.values()),
+            len(by_voice),
+            size,
+            sum(sizes[group] for group in voiced),
+        )
+        return voiced, held_out
+    if voiced and share > 0:
+        logger.warning(
+            "robot tasks: none of %d voices can be held out for validation, which is split by text alone;"
+            " it will read higher than on tasks in other voices",
+            len(by_voice),
+        )
+    return set(), set()
 
 
 def _report(samples: list[RobotSample], counts: _Counts, train: int, validation: int, reworded: int) -> RobotReport:

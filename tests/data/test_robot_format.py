@@ -116,6 +116,87 @@ def test_a_family_is_never_split(tmp_path: Path) -> None:
         assert {0, 4} <= numbers or not {0, 4} & numbers
 
 
+def _split(tmp_path: Path, records: list[dict[str, Any]], **options: Any) -> tuple[list[RobotSample], list[RobotSample]]:
+    _lines(tmp_path / "tasks.jsonl", *records)
+    data = load_robot_tasks(tmp_path / "tasks.jsonl", FLEET, variants=1, **options)
+    assert len(data.train) + len(data.validation) == len(records)
+    return data.train, data.validation
+
+
+def _voices(samples: list[RobotSample]) -> set[str | None]:
+    return {sample.voice for sample in samples}
+
+
+def test_whole_voices_are_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = [PLAIN | {"task": f"Mow lawn {n}.", "voice": f"voice {n % 20}"} for n in range(400)]
+    drawn = set()
+    for seed in range(5):
+        train, validation = _split(tmp_path, records, seed=seed)
+        assert len(validation) == 40 and len(_voices(validation)) == 2
+        assert not _voices(train) & _voices(validation)
+        # Whatever the order of the records.
+        assert _voices(_split(tmp_path, records[::-1], seed=seed)[1]) == _voices(validation)
+        drawn |= _voices(validation)
+    assert len(drawn) > 4
+    assert not caplog.records
+    assert _split(tmp_path, records, validation_share=0)[1] == []
+
+
+def test_families_bind_voices_without_joining_everything(tmp_path: Path) -> None:
+    # Each voice shares a family with the next one, so that all of them hang together.
+    records = [PLAIN | {"task": f"Mow lawn {n}.", "voice": f"voice {n // 20}"} for n in range(400)]
+    for voice in range(20):
+        records[20 * voice]["family"] = records[20 * voice - 1]["family"] = f"family {voice}"
+    for seed in range(5):
+        train, validation = _split(tmp_path, records, seed=seed)
+        assert not {s.family for s in train} & {s.family for s in validation} - {None}
+        own = _voices(validation) - _voices(train)
+        assert len(own) == 2
+        # Up to two tasks in neighbours' voices come along with each voice.
+        assert 40 <= len(validation) <= 44
+        assert sum(s.voice in own for s in validation) == 40
+
+
+def test_large_voices_are_drawn_last(tmp_path: Path) -> None:
+    voices = ["large"] * 100 + [f"voice {n % 10}" for n in range(100)]
+    records = [PLAIN | {"task": f"Mow lawn {n}.", "voice": voice} for n, voice in enumerate(voices)]
+    for seed in range(6):
+        train, validation = _split(tmp_path, records, seed=seed)
+        assert len(validation) == 20 and "large" in _voices(train)
+        assert not _voices(train) & _voices(validation)
+
+
+def test_tasks_without_voice_are_split_by_text_beside_those_with_one(tmp_path: Path) -> None:
+    silent = [PLAIN | {"task": f"Mow lawn {n}."} for n in range(50)]
+    spoken = [PLAIN | {"task": f"Dig ditch {n}.", "voice": f"voice {n % 10}"} for n in range(100)]
+    alone = {s.task for s in _split(tmp_path, silent, seed=3)[1]}
+    assert len(alone) == 5
+    train, validation = _split(tmp_path, [*silent, *spoken], seed=3)
+    assert {s.task for s in validation if s.voice is None} == alone
+    assert len(validation) == 15 and not _voices(train) & _voices(validation) - {None}
+    # A text in one family with a spoken one goes where that goes.
+    held_out = next(s for s in validation if s.voice is not None)
+    tied = [r | {"family": "tied"} if r["task"] in (held_out.task, "Mow lawn 0.") else r for r in [*silent, *spoken]]
+    assert {"Mow lawn 0.", held_out.task} <= {s.task for s in _split(tmp_path, tied, seed=3)[1]}
+
+
+@pytest.mark.parametrize("voices", [1, 2], ids=["one voice", "two halves in the same families"])
+def test_voices_that_cannot_be_held_out_are_split_by_text(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, voices: int
+) -> None:
+    records = [
+        PLAIN | {"task": f"Mow lawn {n}.", "voice": f"voice {n % voices}", "family": f"family {n // voices}"}
+        for n in range(40)
+    ]
+    train, validation = _split(tmp_path, records)
+    assert len(validation) == 4 and _voices(train) == _voices(validation)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == (
+        f"robot tasks: none of {voices} voices can be held out for validation, which is split by text alone;"
+        " it will read higher than on tasks in other voices"
+    )
+
+
 def test_the_public_files_survive_the_round_trip(shared: Path, tmp_path: Path) -> None:
     samples = read_robot_tasks(shared / "robot-selection-dataset", FLEET)
     file = tmp_path / "new" / "all.jsonl"
