@@ -1,8 +1,13 @@
-"""Calibration: fits the temperature of the confidences and the threshold of going along, on validation tasks."""
+"""Calibration: fits the confidences' temperature, the threshold of going along and the prediction sets' thresholds.
+
+All of it on validation tasks, whose voices, where they have any, are not those of training.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +16,7 @@ from torch.nn import functional as F
 
 from embervlm.data.sample import RobotSample
 from embervlm.evaluation.metrics import exact_set, leader_accuracy
-from embervlm.selection import Calibration, RobotSelector
+from embervlm.selection import COVERAGE_PERCENTS, MIN_COVERAGE_TASKS, Calibration, RobotSelector, fleet_mark, set_scores
 
 
 def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[Calibration, dict[str, Any]]:
@@ -24,17 +29,22 @@ def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[
     names = selector.fleet.names
     labels = torch.tensor([[(n in s.leaders) / len(s.leaders) for n in names] for s in samples])
     temperature = fit_temperature(leaders, labels)
-    selector.calibration = Calibration(temperature, 0.5, len(samples))
+    leading = torch.softmax(leaders.double() / temperature, -1).tolist()
+    right = [[place for place, name in enumerate(names) if name in s.leaders] for s in samples]
+    fitted = Calibration(
+        temperature, samples=len(samples), fleet=fleet_mark(selector.fleet), set_thresholds=fit_sets(leading, right)
+    )
+    selector.calibration = fitted
     expected = [s.selected for s in samples]
     # Ties go to the threshold nearest to a half.
     candidates = sorted((step / 20 for step in range(2, 19)), key=lambda threshold: abs(threshold - 0.5))
     best, threshold = -1.0, 0.5
     for candidate in candidates:
-        selector.calibration = Calibration(temperature, candidate, len(samples))
+        selector.calibration = replace(fitted, member_threshold=candidate)
         reached = exact_set(selector.selected_names(leaders, members), expected)
         if reached > best:
             best, threshold = reached, candidate
-    selector.calibration = Calibration(temperature, threshold, len(samples))
+    selector.calibration = replace(fitted, member_threshold=threshold)
     selected = selector.selected_names(leaders, members)
     measured = {
         "tasks": len(samples),
@@ -56,3 +66,25 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     temperatures = torch.logspace(-1.3, 1.3, 200, dtype=torch.float64)
     losses = [F.cross_entropy(logits.double() / temperature, labels.double()) for temperature in temperatures]
     return round(float(temperatures[int(torch.stack(losses).argmin())]), 4)
+
+
+def fit_sets(leading: Sequence[Sequence[float]], right: Sequence[Sequence[int]]) -> tuple[float, ...]:
+    """The thresholds of prediction sets for each coverage of ``COVERAGE_PERCENTS``, by split conformal prediction.
+
+    For a coverage c that is the ceil((n + 1) c)-th smallest score of n tasks' right leaders (Angelopoulos and Bates,
+    arXiv 2107.07511, section 1); of several right ones the likeliest counts, as covering one of them is enough.
+
+    Args:
+        leading: (tasks, robots) the calibrated probability that each robot leads.
+        right: the places of each task's right leaders.
+
+    Returns:
+        as ``Calibration.set_thresholds``; empty for fewer than ``MIN_COVERAGE_TASKS`` tasks, on which the coverage
+        would vary by chance by more than 3 points (one standard deviation at 90%).
+    """
+    if len(right) < MIN_COVERAGE_TASKS:
+        return ()
+    scores = sorted(min(set_scores(row)[place] for place in places) for row, places in zip(leading, right, strict=True))
+    ranks = [-(-(len(scores) + 1) * percent // 100) for percent in COVERAGE_PERCENTS]
+    # Rounded up, so that the task of that rank stays inside.
+    return tuple(min(1.0, math.ceil(scores[rank - 1] * 1e6) / 1e6) for rank in ranks)
