@@ -266,6 +266,7 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         logits_to_keep: int | Tensor = 0,
         fleet_input_ids: Tensor | None = None,
         fleet_lengths: Tensor | None = None,
+        fleet_mask: Tensor | None = None,
         selection_index: Tensor | None = None,
         leader_labels: Tensor | None = None,
         member_labels: Tensor | None = None,
@@ -289,6 +290,8 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             logits_to_keep: how many last places get logits (0: all), or their indices.
             fleet_input_ids: (robots, longest description); the prompts then attend to this fleet.
             fleet_lengths: tokens of each description, (robots,).
+            fleet_mask: (batch, robots), bool, which robots each prompt's own fleet has: it attends to no other, and the
+                others' logits are the smallest number. Without it every prompt has all of them.
             selection_index: (batch,), the place at which the robot head reads.
             leader_labels: (batch, robots), the probability that each robot leads; rows sum to 1.
             member_labels: (batch, robots), 1 for every robot to send.
@@ -318,6 +321,8 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             fleet = self.encode_fleet(fleet_input_ids, fleet_lengths, fleet_text)
             past_key_values = fleet.cache(batch)
             position_ids = torch.arange(tokens, device=inputs_embeds.device)[None]
+            if fleet_mask is not None:
+                attention_mask = behind_own_fleet(attention_mask, fleet_mask, fleet_lengths, tokens)
         # A fleet's tokens take none of the prompt's positions.
         seen = past_key_values.get_seq_length() if past_key_values is not None and fleet is None else 0
         positions = self.config.text_config.max_position_embeddings
@@ -339,12 +344,18 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         if fleet is not None and selection_index is not None:
             at_selection = states[torch.arange(batch, device=states.device), selection_index]  # (batch, width)
             result.leader_logits, result.member_logits = self.robot_head(at_selection, fleet.robot_states)
+            if fleet_mask is not None:
+                least = torch.finfo(result.leader_logits.dtype).min
+                result.leader_logits = result.leader_logits.masked_fill(~fleet_mask, least)
+                result.member_logits = result.member_logits.masked_fill(~fleet_mask, least)
             if leader_labels is not None:
                 result.leader_loss = F.cross_entropy(result.leader_logits.float(), leader_labels.float())
                 losses.append(result.leader_loss)
             if member_labels is not None:
                 result.member_loss = F.binary_cross_entropy_with_logits(
-                    result.member_logits.float(), member_labels.float()
+                    result.member_logits.float(),
+                    member_labels.float(),
+                    weight=None if fleet_mask is None else fleet_mask * (fleet_mask.numel() / fleet_mask.sum()),
                 )
                 losses.append(result.member_loss)
         if image_words is not None and said is not None and features is not None:
@@ -376,6 +387,23 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         # The sum over no place at all is 0 with a gradient of 0, where the mean would not be a number.
         total = F.cross_entropy(logits.float(), following[supervised], reduction="sum")
         return total / supervised.sum().clamp(min=1)
+
+
+def behind_own_fleet(attention_mask: Tensor | None, fleet_mask: Tensor, fleet_lengths: Tensor, tokens: int) -> Tensor:
+    """The attention mask of prompts that stand behind several robots' descriptions and see those of their own fleet.
+
+    Args:
+        attention_mask: of the prompts alone, (batch, tokens); None where all of it is seen.
+        fleet_mask: (batch, robots), bool.
+        fleet_lengths: tokens of each description, (robots,).
+        tokens: of the prompts.
+
+    Returns:
+        (batch, fleet tokens + tokens), bool.
+    """
+    descriptions = fleet_mask.repeat_interleave(fleet_lengths, dim=1)  # (batch, fleet tokens)
+    prompts = fleet_mask.new_ones(len(fleet_mask), tokens) if attention_mask is None else attention_mask.bool()
+    return torch.cat([descriptions, prompts], 1)
 
 
 def matching_loss(vectors: Tensor, words: Tensor, embeddings: Tensor) -> Tensor:

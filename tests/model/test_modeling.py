@@ -324,6 +324,61 @@ def test_one_fleet_for_a_batch_equals_one_for_each(make_tiny: Callable[..., Any]
         torch.testing.assert_close(gradient, parts[name], rtol=1e-3, atol=2e-5 * size + 1e-6)
 
 
+def test_a_fleet_mask_equals_a_fleet_of_its_own(make_tiny: Callable[..., Any], tokenizer: Any) -> None:
+    model = make_tiny(3)
+    own = [[0, 2], [1, 2], [0, 1, 2]]
+    rows = [[10, 11, 50259, 60, 61], [20, 50259, 62], [30, 31, 32, 33, 50259, 63]]
+    places, leads, goes = [2, 1, 4], [2, 1, 0], [[0, 2], [1], [0, 2]]
+
+    def hot(robots: list[int]) -> list[float]:
+        return [float(robot in robots) for robot in range(3)]
+
+    def run(chosen: list[int], robots: list[int], mask: list[list[int]] | None) -> Any:
+        length = max(len(rows[row]) for row in chosen)
+        labels = [
+            [IGNORED] * (places[row] + 1) + rows[row][places[row] + 1 :] + [IGNORED] * (length - len(rows[row]))
+            for row in chosen
+        ]
+        masked = {} if mask is None else {"fleet_mask": torch.tensor([hot(row) for row in mask]).bool()}
+        return model(
+            torch.tensor([rows[row] + [50256] * (length - len(rows[row])) for row in chosen]),
+            labels=torch.tensor(labels),
+            selection_index=torch.tensor([places[row] for row in chosen]),
+            leader_labels=torch.tensor([hot([leads[row]]) for row in chosen])[:, robots],
+            member_labels=torch.tensor([hot(goes[row]) for row in chosen])[:, robots],
+            **encode_fleet_text(Fleet([FLEET.robots[robot] for robot in robots]), tokenizer),
+            **masked,
+        )
+
+    def gradients(loss: Tensor) -> dict[str, Tensor]:
+        model.zero_grad()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    together = run([0, 1, 2], [0, 1, 2], own)
+    alone = [run([row], robots, None) for row, robots in enumerate(own)]
+    for row, robots in enumerate(own):
+        others = [robot for robot in range(3) if robot not in robots]
+        for name in ("leader_logits", "member_logits"):
+            logits = getattr(together, name)
+            torch.testing.assert_close(logits[row, robots], getattr(alone[row], name)[0], rtol=1e-5, atol=1e-5)
+            assert logits[row, others].tolist() == [torch.finfo(torch.float32).min] * len(others)
+    language = torch.stack([alone[0].language_loss * 2, alone[1].language_loss, alone[2].language_loss]).sum() / 4
+    leader = torch.stack([each.leader_loss for each in alone]).mean()
+    member = torch.stack([each.member_loss * len(robots) for each, robots in zip(alone, own, strict=True)]).sum() / 7
+    for name, expected in (("language_loss", language), ("leader_loss", leader), ("member_loss", member)):
+        torch.testing.assert_close(getattr(together, name), expected, rtol=1e-5, atol=1e-6)
+    whole, parts = gradients(together.loss), gradients(language + leader + member)
+    assert set(whole) == set(parts)
+    for name, gradient in whole.items():
+        size = float(parts[name].abs().max())
+        torch.testing.assert_close(gradient, parts[name], rtol=1e-3, atol=2e-5 * size + 1e-6)
+    # A mask with all robots is no mask, and what the masked robot is would otherwise be seen.
+    everyone, unmasked = run([0, 1, 2], [0, 1, 2], [[0, 1, 2]] * 3), run([0, 1, 2], [0, 1, 2], None)
+    torch.testing.assert_close(everyone.loss, unmasked.loss, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(unmasked.leader_logits[0, own[0]], together.leader_logits[0, own[0]], atol=1e-3)
+
+
 def test_too_few_image_tokens_are_refused(model: Any) -> None:
     with pytest.raises(ValueError, match=r"3 image tokens in the text, but 1 pictures give 4 visual tokens \(4 each\)"):
         model(torch.tensor([[IMAGE_ID] * 3 + [7]]), pixel_values=torch.zeros(1, 3, 64, 64))
