@@ -116,7 +116,9 @@ def test_a_family_is_never_split(tmp_path: Path) -> None:
         assert {0, 4} <= numbers or not {0, 4} & numbers
 
 
-def _split(tmp_path: Path, records: list[dict[str, Any]], **options: Any) -> tuple[list[RobotSample], list[RobotSample]]:
+def _split(
+    tmp_path: Path, records: list[dict[str, Any]], **options: Any
+) -> tuple[list[RobotSample], list[RobotSample]]:
     _lines(tmp_path / "tasks.jsonl", *records)
     data = load_robot_tasks(tmp_path / "tasks.jsonl", FLEET, variants=1, **options)
     assert len(data.train) + len(data.validation) == len(records)
