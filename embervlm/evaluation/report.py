@@ -186,8 +186,8 @@ def _comparison(evaluation: Evaluation) -> Iterator[str]:
         yield (
             f'<p class="soft">The baselines were trained on {tasks}.</p>\n'
             if evaluation.folds is None
-            else f'<p class="soft">Cross-validated in {evaluation.folds} folds: each is answered by baselines trained on '
-            f"the others, at least {tasks}.</p>\n"
+            else f'<p class="soft">Cross-validated in {evaluation.folds} folds: each is answered by baselines trained '
+            f"on the others, at least {tasks}.</p>\n"
         )
     yield from _table_of_all(groups)
     yield "</section>\n"

@@ -96,22 +96,22 @@ def comparison(evaluation: Evaluation) -> list[Group]:
 
 def plots(evaluation: Evaluation) -> dict[str, bytes]:
     """The plots' files by name, as PNG and SVG; confusion and reliability are the model's, where there is one."""
-    drawn = {"comparison": _comparison(comparison(evaluation))}
-    if evaluation.model is not None:
-        drawn["confusion"] = _confusion(evaluation.model, evaluation.robots)
-        drawn["reliability"] = _reliability(evaluation.model)
-    return {f"{name}.{form}": content for name, canvas in drawn.items() for form, content in _files(canvas)}
-
-
-def _files(canvas: Canvas) -> Iterator[tuple[str, bytes]]:
     import matplotlib
 
     # Names come from outside: a dollar sign in one is no formula. The same figures give the same bytes.
     with matplotlib.rc_context({"text.parse_math": False, "svg.hashsalt": "embervlm", "svg.fonttype": "path"}):
-        for form, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            buffer = io.BytesIO()
-            canvas.savefig(buffer, format=form, dpi=200, metadata=metadata)
-            yield form, buffer.getvalue()
+        drawn = {"comparison": _comparison(comparison(evaluation))}
+        if evaluation.model is not None:
+            drawn["confusion"] = _confusion(evaluation.model, evaluation.robots)
+            drawn["reliability"] = _reliability(evaluation.model)
+        return {f"{name}.{form}": content for name, canvas in drawn.items() for form, content in _files(canvas)}
+
+
+def _files(canvas: Canvas) -> Iterator[tuple[str, bytes]]:
+    for form, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        buffer = io.BytesIO()
+        canvas.savefig(buffer, format=form, dpi=200, metadata=metadata)
+        yield form, buffer.getvalue()
 
 
 def _canvas(width: float, height: float) -> tuple[Canvas, Axes]:
