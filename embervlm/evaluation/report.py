@@ -64,7 +64,7 @@ summary { cursor: pointer; }
 @media (max-width: 40rem) { .bars, .columns .bars { grid-template-columns: minmax(0, 1fr); }
   .row { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: .1rem .75rem; align-items: end; }
   .row > .bar { grid-column: 1 / -1; order: 1; }
-  th.name { white-space: normal; max-width: 9rem; } .confusion thead th, .confusion th.name { min-width: 0; } }
+  th.name { white-space: normal; min-width: 7.5rem; } .confusion thead th, .confusion th.name { min-width: 0; } }
 """
 
 
@@ -106,7 +106,7 @@ def page(evaluation: Evaluation) -> Iterator[str]:
     pictures = f"{evaluation.pictures:,} pictures" if evaluation.pictures else "no pictures"
     yield head(title, _STYLE + CASE_STYLE)
     yield (
-        f'<header>\n<h1>{escaped(title)}</h1>\n<p>{evaluation.tasks:,} tasks, {pictures}, from <span class="path">'
+        f'<header>\n<h1>{escaped(title)}</h1>\n<p>{_tasks(evaluation.tasks)}, {pictures}, from <span class="path">'
         f"{escaped(evaluation.data)}</span>. Seed {evaluation.seed}.</p>\n"
         f"<p>Robots: {escaped(', '.join(evaluation.robots))}.</p>\n</header>\n<main>\n"
     )
@@ -140,7 +140,7 @@ def _headline(evaluation: Evaluation) -> Iterator[str]:
         _card("F1 of being sent", model.macro_f1, "macro-F1: the mean over the robots", ""),
     ]
     if written is not None and written.plan_accuracy is not None:
-        cards.append(_card("Plan right", written.plan_accuracy, f"of {written.plan_accuracy.tasks:,} tasks in phases"))
+        cards.append(_card("Plan right", written.plan_accuracy, f"of {_tasks(written.plan_accuracy.tasks)} in phases"))
     cards.append(_card("Confidence off by", model.ece, "expected calibration error; 0 is best", ""))
     if coverage is not None:
         cards.append(_card("Right leader in the prediction set", coverage.covered, f"{coverage.level:.1%} asked for"))
@@ -182,7 +182,7 @@ def _comparison(evaluation: Evaluation) -> Iterator[str]:
             else "<p>With another task's picture the model is no worse: it does not look.</p>\n"
         )
     if evaluation.baselines:
-        tasks = f"{evaluation.train_tasks or 0:,} tasks"
+        tasks = _tasks(evaluation.train_tasks or 0)
         yield (
             f'<p class="soft">The baselines were trained on {tasks}.</p>\n'
             if evaluation.folds is None
@@ -228,7 +228,7 @@ def _robots(measures: Measures, robots: Sequence[str]) -> Iterator[str]:
         )
         yield f'<tr><th class="name" scope="row">{escaped(each.robot)}</th><td>{each.tasks:,}</td>{shares}</tr>\n'
     yield "</tbody>\n</table>\n</div>\n</div>\n<div>\n<h3>Who should lead, and who was picked</h3>\n"
-    yield from _table_start("Confusion", "should\u00a0lead\u00a0↓\npicked\u00a0→", robots, "confusion")
+    yield from _table_start("Confusion", "should ↓\npicked →", robots, "confusion")
     for robot, row, place in zip(robots, measures.confusion, range(len(robots)), strict=True):
         yield f'<tr><th class="name" scope="row">{escaped(robot)}</th>'
         whole = max(1, sum(row))
@@ -264,7 +264,7 @@ def _confidence(evaluation: Evaluation, model: Measures) -> Iterator[str]:
         yield (
             f"<p>Robots in a set: {coverage.size.value:.2f} on average "
             f'<span class="interval">({coverage.size.low:.2f}–{coverage.size.high:.2f})</span>, over '
-            f"{coverage.covered.tasks:,} tasks.</p>\n"
+            f"{_tasks(coverage.covered.tasks)}.</p>\n"
         )
     yield "<details>\n<summary>The dots in numbers</summary>\n"
     yield from _bins(model.reliability)
@@ -309,7 +309,7 @@ def _reliability(bins: Sequence[Bin]) -> str:
     parts += [
         f'<circle cx="{x(each.confidence):.1f}" cy="{y(each.accuracy):.1f}" '
         f'r="{2.5 + 6 * sqrt(each.tasks / most):.1f}">'
-        f"<title>{each.tasks:,} tasks, confidence {each.confidence:.1%}, right {each.accuracy:.1%}</title></circle>"
+        f"<title>{_tasks(each.tasks)}, confidence {each.confidence:.1%}, right {each.accuracy:.1%}</title></circle>"
         for each in bins
         if each.tasks
     ]
@@ -343,7 +343,7 @@ def _written(evaluation: Evaluation) -> Iterator[str]:
     if written is None:
         return
     yield (
-        f"<section>\n<h2>Written answers</h2>\n<p>Of {written.tasks:,} tasks the whole answer was written, with its "
+        f"<section>\n<h2>Written answers</h2>\n<p>Of {_tasks(written.tasks)} the whole answer was written, with its "
         f"grounds and plan, in {written.milliseconds:,.0f} ms each on average.</p>\n"
     )
     rows: list[tuple[str, Figure | float, str]] = [
@@ -351,7 +351,7 @@ def _written(evaluation: Evaluation) -> Iterator[str]:
         ("exactly the right robots", written.exact_set, "model"),
     ]
     if written.plan_accuracy is not None:
-        name = f"plan right ({written.plan_accuracy.tasks:,} tasks in phases)"
+        name = f"plan right ({_tasks(written.plan_accuracy.tasks)} in phases)"
         rows.append((name, written.plan_accuracy, "model"))
     rows += [
         ("grounds and plan agree with the fleet and each other", written.valid, "model"),
@@ -444,6 +444,10 @@ def _bar(figure: Figure | float, kind: str = "model") -> str:
         else ""
     )
     return f'<span class="bar {kind}" aria-hidden="true"><b style="width:{100 * value:.2f}%"></b>{interval}</span>'
+
+
+def _tasks(count: int) -> str:
+    return f"{count:,} task{'' if count == 1 else 's'}"
 
 
 def _value(value: float, unit: str) -> str:

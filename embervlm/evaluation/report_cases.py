@@ -25,14 +25,15 @@ CASE_STYLE = """
   font-size: .875rem; font-weight: 600; margin-right: .5rem; white-space: nowrap; }
 .case dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15rem .75rem; margin: .5rem 0; }
 .case dd { margin: 0; overflow-wrap: anywhere; } .case dt { padding-top: .1rem; }
-.case .bars { max-width: 36rem; gap: .2rem .75rem; font-size: .9375rem; }
+.case .bars { max-width: 38rem; gap: .2rem .75rem; font-size: .9375rem; }
 .case .bar { height: .8rem; background: var(--page); }
 .case .bar.passed > b { background: var(--other); }
 .case h4 { margin: .75rem 0 .25rem; font-size: .875rem; color: var(--soft); font-weight: 600; }
 .case ol { margin: .25rem 0; padding-left: 1.4rem; overflow-wrap: anywhere; }
 .plans { display: grid; gap: 0 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); }
 .case.bare { grid-template-columns: minmax(0, 1fr); }
-@media (min-width: 40.01rem) { .case:not(.bare) { grid-template-columns: 17rem minmax(0, 1fr); } }
+@media (min-width: 40.01rem) { .case .bars { grid-template-columns: 12rem minmax(0, 1fr) 3.5rem; }
+  .case:not(.bare) { grid-template-columns: 17rem minmax(0, 1fr); } }
 """
 
 
@@ -66,7 +67,7 @@ def cases_section(evaluation: Evaluation) -> Iterator[str]:
         )
     else:
         yield "<p>None.</p>\n"
-    yield _key()
+    yield _key(any(case.prediction_set for case in evaluation.cases))
     for case in mistakes:
         yield from _case(evaluation, case)
     if right:
@@ -78,10 +79,11 @@ def cases_section(evaluation: Evaluation) -> Iterator[str]:
     yield "</section>\n"
 
 
-def _key() -> str:
+def _key(has_sets: bool) -> str:
+    in_set = ", ◦ one in the prediction set" if has_sets else ""
     return (
         '<p class="soft">Bars: the probability that each robot leads, in colour where it was sent. '
-        "✓ marks a robot that may lead, ◦ one in the prediction set.</p>\n"
+        f"✓ marks a robot that may lead{in_set}.</p>\n"
     )
 
 
