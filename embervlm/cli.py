@@ -91,6 +91,13 @@ def _select_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fleet", type=Path, metavar="FILE", help="who can be sent; the model's own fleet without it")
     parser.add_argument("--top-n", type=int, metavar="N", help="list only the N likeliest robots")
     parser.add_argument("--reason", action=argparse.BooleanOptionalAction, default=True, help="write the grounds")
+    parser.add_argument(
+        "--coverage",
+        type=float,
+        metavar="C",
+        help="name all robots that may be the right leader, so that it is among them this often (0.5 to 0.99);"
+        " more than one means: ask a person",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -100,21 +107,30 @@ def _select(arguments: argparse.Namespace) -> int:
     if arguments.top_n is not None and arguments.top_n < 1:
         raise UsageError(f"--top-n must be 1 or more, found {arguments.top_n}")
     from embervlm.fleet import Fleet
-    from embervlm.selection import RobotSelector, read_task_lines
+    from embervlm.selection import RobotSelector, check_coverage, read_task_lines
 
+    if arguments.coverage is not None:
+        check_coverage(arguments.coverage)
     fleet = Fleet.from_yaml(arguments.fleet) if arguments.fleet is not None else None
     tasks = read_task_lines(arguments.tasks) if arguments.tasks is not None else [(arguments.task, arguments.image)]
     selector = RobotSelector.from_pretrained(arguments.model)
     for task, image in tasks:
-        selection = selector.select(task, image, top_n=arguments.top_n, reason=arguments.reason, fleet=fleet)
+        selection = selector.select(
+            task,
+            image,
+            top_n=arguments.top_n,
+            reason=arguments.reason,
+            fleet=fleet,
+            coverage=arguments.coverage,
+        )
         if arguments.json:
             print(json.dumps(selection.to_dict(), ensure_ascii=False), flush=True)
         else:
-            print(_for_people(selection))
+            print(_for_people(selection, arguments.coverage))
     return 0
 
 
-def _for_people(selection: Any) -> str:
+def _for_people(selection: Any, coverage: float | None = None) -> str:
     confidence = f"{selection.confidence:.0%}"
     if len(selection.selected) == 1:
         lines = [f"Selected Robot: {selection.primary} (confidence: {confidence})"]
@@ -123,6 +139,13 @@ def _for_people(selection: Any) -> str:
             f"Primary Robot: {selection.primary} ({confidence})",
             f"Additional Robots: {', '.join(selection.selected[1:])}",
         ]
+    if coverage is not None:
+        *others, last = selection.candidates
+        asked = f"({100 * coverage:.10g}% coverage)"
+        if others:
+            lines.append(f"Not sure enough {asked}: {', '.join(others)} or {last}. Ask a person.")
+        else:
+            lines.append(f"Sure enough {asked}: {last}.")
     if selection.reasoning:
         lines += ["Reasoning:"] + [f"  {number}. {step}" for number, step in enumerate(selection.reasoning, 1)]
     if len(selection.selected) > 1 or len(selection.plan) > 1:
@@ -134,43 +157,128 @@ def _for_people(selection: Any) -> str:
 
 
 def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help="a trained model's folder")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", metavar="DIR", help="a trained model's folder")
+    what.add_argument("--folds", type=int, metavar="K", help="measure the baselines alone, by K-fold cross-validation")
     parser.add_argument("--data", required=True, type=Path, metavar="PATH", help="robot files that were not trained on")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write report.json there too")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffling and the intervals")
+    parser.add_argument(
+        "--train", type=Path, metavar="PATH", help="measure baselines too, trained on these robot files"
+    )
+    parser.add_argument("--fleet", type=Path, metavar="FILE", help="who can be sent; the model's own fleet without it")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page, report.json and cases.jsonl there")
+    parser.add_argument(
+        "--coverage", type=float, default=0.9, metavar="C", help="of the prediction sets, 0.5 to 0.99 (default 0.9)"
+    )
+    parser.add_argument(
+        "--written", type=int, default=200, metavar="N", help="write whole answers to N tasks (default 200; 0 for none)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of shuffling, draws, folds and intervals")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from embervlm.evaluation.run import evaluate
-    from embervlm.selection import RobotSelector
+    if arguments.seed < 0 or arguments.written < 0:
+        raise UsageError("--seed and --written must be 0 or more")
+    if arguments.folds is not None and arguments.folds < 2:
+        raise UsageError(f"--folds must be 2 or more, found {arguments.folds}")
+    if arguments.report is not None and arguments.report.exists() and not arguments.report.is_dir():
+        raise ValueError(f"{arguments.report}: is no folder; expected the name of one for the report")
+    from embervlm.evaluation.run import cross_validate, evaluate
+    from embervlm.fleet import Fleet
+    from embervlm.selection import RobotSelector, check_coverage
 
-    selector = RobotSelector.from_pretrained(arguments.model)
-    report = evaluate(selector, arguments.data, seed=arguments.seed, progress=_progress_line())
-    text = json.dumps(report.to_dict(), indent=2)
+    check_coverage(arguments.coverage)
+    fleet = Fleet.from_yaml(arguments.fleet) if arguments.fleet is not None else None
+    common: dict[str, Any] = {"train": arguments.train, "seed": arguments.seed, "progress": _progress_line()}
+    if arguments.folds is not None:
+        found = cross_validate(arguments.data, fleet or Fleet.default(), arguments.folds, **common)
+    else:
+        selector = RobotSelector.from_pretrained(arguments.model)
+        selector.fleet = fleet or selector.fleet
+        found = evaluate(
+            selector,
+            arguments.data,
+            name=arguments.model,
+            written=arguments.written,
+            coverage=arguments.coverage,
+            **common,
+        )
+    text = json.dumps(found.to_dict(), indent=2, ensure_ascii=False)
+    page = None
     if arguments.report is not None:
-        arguments.report.mkdir(parents=True, exist_ok=True)
+        from embervlm.evaluation.report import write_report
+
+        page = write_report(found, arguments.report)
         (arguments.report / "report.json").write_text(text + "\n", encoding="utf-8")
-    print(text if arguments.json else _report_for_people(report))
+        cases = "".join(json.dumps(case.to_dict(), ensure_ascii=False) + "\n" for case in found.cases)
+        (arguments.report / "cases.jsonl").write_text(cases, encoding="utf-8")
+    print(text if arguments.json else _evaluation_for_people(found))
+    if page is not None and not arguments.json:
+        print(f"report: {page}")
     return 0
 
 
-def _report_for_people(report: Any) -> str:
-    def row(name: str, measured: Any) -> str:
-        return f"  {name:<36} {measured.value:6.1%}  ({measured.low:.1%} to {measured.high:.1%})"
+def _evaluation_for_people(found: Any) -> str:
+    def share(figure: Any) -> str:
+        return f"{figure.value:6.1%}  ({figure.low:.1%} to {figure.high:.1%})"
 
-    lines = [f"{report.tasks} tasks about {report.pictures} pictures; 95% intervals in brackets"]
-    lines.append(row("leading robot right", report.leader_accuracy))
-    lines.append(row("exactly the right robots", report.exact_set))
-    if report.shuffled_pictures is not None:
-        lines.append(row("leader, pictures shuffled", report.shuffled_pictures))
-    lines.append(row("leader, no picture", report.no_picture))
+    def row(name: str, figure: Any) -> str:
+        return f"  {name:<36} {share(figure)}"
+
+    def number(name: str, figure: Any) -> str:
+        return f"  {name:<36} {figure.value:6.3f}  ({figure.low:.3f} to {figure.high:.3f})"
+
+    lines = [f"{found.tasks} tasks about {found.pictures} pictures; 95% intervals in brackets"]
+    if found.model is not None:
+        lines += [
+            row("leading robot right", found.model.leader_accuracy),
+            row("exactly the right robots", found.model.exact_set),
+            number("Jaccard of the robots sent", found.model.jaccard),
+            number("macro-F1 of being sent", found.model.macro_f1),
+            number("calibration error (ECE)", found.model.ece),
+        ]
+    if found.coverage is not None:
+        lines.append(f"Prediction sets asked to hold the right leader in {found.coverage.level:.10g} of the tasks")
+        lines.append(row("they do", found.coverage.covered))
+        lines.append(number("mean robots in a set", found.coverage.size))
+        lines.append(row("sets of one robot", found.coverage.single))
+    if found.own_pictures is not None:
+        lines.append(f"Leading robot right in the {found.own_pictures.leader_accuracy.tasks} tasks with pictures")
+        for name, measures in (
+            ("own pictures", found.own_pictures),
+            ("pictures shuffled", found.shuffled_pictures),
+            ("blank pictures", found.blank_picture),
+            ("no picture", found.no_picture),
+        ):
+            if measures is not None:
+                lines.append(row(name, measures.leader_accuracy))
     lines.append("What could be reached at best on these tasks")
-    lines.append(f"  {'by the text alone':<36} {report.text_only_bound:6.1%}")
-    if report.picture_only_bound is not None:
-        lines.append(f"  {'by the picture alone':<36} {report.picture_only_bound:6.1%}")
-    lines.append(f"  {'always the same robot':<36} {report.majority:6.1%}")
-    return "\n".join(lines)
+    lines.append(f"  {'by the text alone':<36} {found.text_only_bound:6.1%}")
+    if found.picture_only_bound is not None:
+        lines.append(f"  {'by the picture alone':<36} {found.picture_only_bound:6.1%}")
+    lines.append(f"  {'always the same robot':<36} {found.majority:6.1%}")
+    if found.baselines:
+        how = f", {found.folds} folds" if found.folds else ""
+        lines.append(f"Baselines, trained on {found.train_tasks} tasks{how}: leader, exact set, Jaccard, macro-F1")
+        for name, measures in found.baselines.items():
+            lines.append(
+                f"  {name:<36} {measures.leader_accuracy.value:6.1%} {measures.exact_set.value:6.1%}"
+                f"  {measures.jaccard.value:.3f}  {measures.macro_f1.value:.3f}"
+            )
+    if found.written is not None:
+        written = found.written
+        lines.append(f"Whole answers to {written.tasks} tasks, {written.milliseconds:.0f} ms each")
+        lines.append(row("leading robot right", written.leader_accuracy))
+        lines.append(row("exactly the right robots", written.exact_set))
+        if written.plan_accuracy is not None:
+            lines.append(row(f"plan right, of {written.plan_accuracy.tasks} with phases", written.plan_accuracy))
+        lines.append(row("without contradiction", written.valid))
+        lines.append(row("requirements lead to the same robot", written.agreement))
+        lines += [f"  contradiction in {fault}" for fault in written.faults[:3]]
+    if found.by_voice:
+        lines.append("Leading robot right, by voice")
+        lines += [row(voice, figure) for voice, figure in found.by_voice.items()]
+    return "\n".join([*lines, *found.notes])
 
 
 def _data_flags(parser: argparse.ArgumentParser) -> None:
