@@ -64,7 +64,7 @@ summary { cursor: pointer; }
 @media (max-width: 40rem) { .bars, .columns .bars { grid-template-columns: minmax(0, 1fr); }
   .row { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: .1rem .75rem; align-items: end; }
   .row > .bar { grid-column: 1 / -1; order: 1; }
-  th.name { white-space: normal; min-width: 7.5rem; } .confusion thead th, .confusion th.name { min-width: 0; } }
+  th.name { white-space: normal; min-width: 6.5rem; } .confusion thead th, .confusion th.name { min-width: 0; } }
 """
 
 
@@ -377,7 +377,7 @@ def _details(evaluation: Evaluation) -> Iterator[str]:
     ]
     if not rows:
         return
-    yield "<section>\n<h2>In detail</h2>\n<p>Robots and confidence of all that the model is compared with.</p>\n"
+    yield "<section>\n<h2>In detail</h2>\n<p>Robots and confidence of all that is compared.</p>\n"
     for name, measures in rows:
         yield f"<details>\n<summary>{escaped(name)}</summary>\n"
         yield from _robots(measures, evaluation.robots)
