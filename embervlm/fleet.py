@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ MAX_PHRASE_CHARACTERS = 200
 MAX_PHRASES = 50
 
 _REQUIRED_KEYS = ("name", "capabilities", "limitations", "environments")
-_OPTIONAL_KEYS = ("count", "payload_kg", "urdf")
+_OPTIONAL_KEYS = ("count", "payload_kg", "urdf", "same_as", "overlaps", "outdoes")
 
 
 class FleetError(ValueError):
@@ -36,6 +37,12 @@ class Robot:
         count: how many of it there are.
         payload_kg: what it carries, in kilograms, where known.
         urdf: path or name of its URDF description, where there is one; not opened here.
+        same_as: the robot, of any fleet, that it does the same as and can stand in for in training; None for none.
+        overlaps: names of robots that do some of what it does; neither is a wrong answer to the other's tasks.
+        outdoes: names of robots of which it does some tasks better: it is no wrong answer to theirs, but they are to
+            its own.
+
+    The last three say which robots training may set beside each other. They are no part of the description.
     """
 
     name: str
@@ -45,6 +52,27 @@ class Robot:
     count: int = 1
     payload_kg: float | None = None
     urdf: str | None = None
+    same_as: str | None = None
+    overlaps: tuple[str, ...] = ()
+    outdoes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """The name of what it is, without case: of the robot that it is the same as, or its own."""
+        return _name_key(self.same_as or self.name)
+
+    def overlapping(self, other: Robot) -> bool:
+        """Whether the two have one name, are of one kind or do some of the same, as far as either says."""
+        return (
+            self.kind == other.kind
+            or _name_key(self.name) == _name_key(other.name)
+            or any(_name_key(name) == other.kind for name in self.overlaps)
+            or any(_name_key(name) == self.kind for name in other.overlaps)
+        )
+
+    def may_do_for(self, other: Robot) -> bool:
+        """Whether it may be a right answer to a task that ``other`` is sent for, as far as the two say."""
+        return self.overlapping(other) or any(_name_key(name) == other.kind for name in self.outdoes)
 
     def to_dict(self) -> dict[str, Any]:
         """The robot as an entry of a fleet file; optional keys only where they are set."""
@@ -60,6 +88,11 @@ class Robot:
             entry["payload_kg"] = self.payload_kg
         if self.urdf is not None:
             entry["urdf"] = self.urdf
+        if self.same_as is not None:
+            entry["same_as"] = self.same_as
+        for key, names in (("overlaps", self.overlaps), ("outdoes", self.outdoes)):
+            if names:
+                entry[key] = list(names)
         return entry
 
 
@@ -212,6 +245,9 @@ def _robot_from_entry(entry: Any, number: int) -> Robot:
         raise FleetError(f"{place}: payload_kg must be a number from 0, found {payload!r}")
     if urdf is not None:
         urdf = _clean_phrase(urdf, f"{place}: urdf", MAX_PHRASE_CHARACTERS)
+    same_as = entry.get("same_as")
+    if same_as is not None:
+        same_as = _clean_phrase(same_as, f"{place}: same_as", MAX_NAME_CHARACTERS)
     capabilities = _phrases(entry["capabilities"], f"{place}: capabilities")
     if not capabilities:
         raise FleetError(f"{place}: capabilities is empty; a robot is chosen by what it can do")
@@ -223,14 +259,17 @@ def _robot_from_entry(entry: Any, number: int) -> Robot:
         count=count,
         payload_kg=None if payload is None else float(payload),
         urdf=urdf,
+        same_as=same_as,
+        overlaps=_phrases(entry.get("overlaps", []), f"{place}: overlaps", "names"),
+        outdoes=_phrases(entry.get("outdoes", []), f"{place}: outdoes", "names"),
     )
 
 
-def _phrases(value: Any, place: str) -> tuple[str, ...]:
+def _phrases(value: Any, place: str, of: str = "phrases") -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise FleetError(f"{place} must be a list of phrases, found {type(value).__name__}")
+        raise FleetError(f"{place} must be a list of {of}, found {type(value).__name__}")
     if len(value) > MAX_PHRASES:
-        raise FleetError(f"{place} has {len(value)} phrases; at most {MAX_PHRASES} are supported")
+        raise FleetError(f"{place} has {len(value)} {of}; at most {MAX_PHRASES} are supported")
     return tuple(_clean_phrase(phrase, place, MAX_PHRASE_CHARACTERS) for phrase in value)
 
 
@@ -245,6 +284,7 @@ def _clean_phrase(value: Any, place: str, limit: int) -> str:
     return phrase
 
 
+@lru_cache(maxsize=4 * MAX_ROBOTS)
 def _name_key(name: str) -> str:
     return re.sub(r"\s+", " ", name).strip().casefold()
 

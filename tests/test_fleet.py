@@ -47,6 +47,7 @@ def test_there_and_back(tmp_path: Path) -> None:
         [
             Robot("Drone", ("flying",)),
             Robot("Тягач №5: «на»", ("yes", "1.5", "- dash", "null"), ("no #1",), ("café 電車",), 3, 12.5, "arm.urdf"),
+            Robot("Kite", ("flying",), same_as="Drone", overlaps=("Glider", "Buoy"), outdoes=("Boat",)),
         ]
     )
     for each in (fleet, Fleet.default()):
@@ -96,12 +97,12 @@ def test_names_are_found_whatever_their_case() -> None:
         (
             f"robots: [{{{ROBOT}, speed: 3}}]",
             "robot 1: unknown keys: speed; expected name, capabilities, limitations, environments, "
-            "optional count, payload_kg, urdf",
+            "optional count, payload_kg, urdf, same_as, overlaps, outdoes",
         ),
         (
             "robots: [{name: Drone, capabilities: [flying]}]",
             "robot 1: missing keys: limitations, environments; expected name, capabilities, limitations, environments, "
-            "optional count, payload_kg, urdf",
+            "optional count, payload_kg, urdf, same_as, overlaps, outdoes",
         ),
         (f"robots: [{{{ROBOT.replace('Drone', '7')}}}]", "robot 1: name must be text, found 7"),
         (
@@ -125,10 +126,29 @@ def test_names_are_found_whatever_their_case() -> None:
         (f"robots: [{{{ROBOT}, payload_kg: -1}}]", "robot 1 (Drone): payload_kg must be a number from 0, found -1"),
         (f"robots: [{{{ROBOT}, payload_kg: .nan}}]", "robot 1 (Drone): payload_kg must be a number from 0, found nan"),
         (f"robots: [{{{ROBOT}, payload_kg: .inf}}]", "robot 1 (Drone): payload_kg must be a number from 0, found inf"),
+        (f"robots: [{{{ROBOT}, same_as: 3}}]", "robot 1 (Drone): same_as must be text, found 3"),
+        (f"robots: [{{{ROBOT}, overlaps: Boat}}]", "robot 1 (Drone): overlaps must be a list of names, found str"),
+        (f"robots: [{{{ROBOT}, outdoes: [1]}}]", "robot 1 (Drone): outdoes must be text, found 1"),
     ],
 )
 def test_what_is_no_fleet_is_refused(tmp_path: Path, text: str, message: str) -> None:
     assert refused(tmp_path, text) == message
+
+
+def test_which_robots_may_do_for_which() -> None:
+    drone, boat = Robot("Drone", ("flying",)), Robot("Boat", ("floating",))
+    kite, glider = Robot("Kite", ("soaring",), same_as="drone"), Robot("Glider", ("gliding",), same_as="Drone")
+    buoy = Robot("Buoy", ("floating", "sensing"), overlaps=("BOAT",))
+    mast = Robot("Mast", ("watching",), outdoes=("Drone",))
+    robots = [drone, boat, kite, glider, buoy, mast]
+    family = {"Drone", "Kite", "Glider"}
+    expected = {(a, b) for a in family for b in family} | {("Boat", "Buoy"), ("Buoy", "Boat")}
+    expected |= {(name, name) for name in ("Boat", "Buoy", "Mast")}
+    assert {(a.name, b.name) for a in robots for b in robots if a.overlapping(b)} == expected
+    better = {("Mast", name) for name in family}
+    assert {(a.name, b.name) for a in robots for b in robots if a.may_do_for(b)} == expected | better
+    # One name is one robot, however it is described.
+    assert Robot("drone", ("digging",)).overlapping(drone) and Robot("Boat", ("x",), same_as="Crane").overlapping(boat)
 
 
 def test_a_long_name_and_too_many_phrases_are_refused(tmp_path: Path) -> None:

@@ -23,8 +23,17 @@ from torch.utils.data import Dataset
 from embervlm.data.images import ImageError, decode_image, read_picture
 from embervlm.data.order import text_lengths
 from embervlm.data.quarantine import Failure, replacements
+from embervlm.data.robot_fleets import (
+    OTHER_FLEET_SHARE,
+    STAND_IN_SHARE,
+    composed,
+    other_robots,
+    pool_of,
+    recast,
+    stand_ins,
+)
 from embervlm.data.sample import DataError, Picture, RobotSample, Sample, image_key
-from embervlm.fleet import Fleet
+from embervlm.fleet import Fleet, Robot
 from embervlm.prompts import (
     CAPTION_QUESTION,
     IGNORED,
@@ -64,7 +73,10 @@ class Example:
         image_words: tokens of what is said about the picture, each once; empty where nothing is.
         task_index: the task's last place; None in stages 1 and 2.
         task_words: tokens of what the task requires, each once; empty where the data do not say.
-        leader, members: one number a robot of the fleet, as the model's ``leader_labels`` and ``member_labels``.
+        leader, members: one number a robot, as the model's ``leader_labels`` and ``member_labels``.
+        robots: whom these stand for, all of them the task's own, around whom the batch puts a fleet together; empty
+            for the run's fleet as it is.
+        lot: decides who else is in that fleet.
         failures: the draws that could not be read before this one could; if not even the last of them was replaced,
             this is no sample, and must not be trained on.
     """
@@ -77,6 +89,8 @@ class Example:
     selection_index: int | None = None
     leader: tuple[float, ...] = ()
     members: tuple[float, ...] = ()
+    robots: tuple[Robot, ...] = ()
+    lot: int = 0
     failures: tuple[Failure, ...] = ()
 
 
@@ -99,7 +113,7 @@ def robot_task_pieces(sample: RobotSample, *, with_reasoning: bool, with_image: 
     if reasoning is not None:
         pieces += reasoning_pieces(reasoning.requirements, reasoning.environment if has_image else None)
     pieces += selection_pieces([leader, *(name for name in sample.selected if name != leader)])
-    if reasoning is not None:
+    if reasoning is not None and reasoning.capabilities:
         pieces += grounds_pieces(reasoning.capabilities)
     if sample.plan:
         pieces += plan_pieces([(step.order, step.robot, step.subtask) for step in sample.plan])
@@ -248,8 +262,8 @@ class RobotTaskDataset(_SampleDataset):
     Args:
         samples: what to train or validate on.
         processor: the model's processor.
-        fleet: whose robots the labels stand for, in its order.
-        augment: vary the pictures, leave some out, and write the grounds for some; for training.
+        fleet: the run's fleet; tasks that have their own are trained among their robots and others.
+        augment: vary pictures and fleets, leave some pictures out, and write the grounds for some; for training.
         seed: of the variation.
     """
 
@@ -259,6 +273,8 @@ class RobotTaskDataset(_SampleDataset):
         super().__init__(processor, augment=augment, seed=seed)
         self.samples: Sequence[RobotSample] = samples
         self.fleet = fleet
+        self.other_robots = other_robots(samples, fleet) if augment else ()
+        self._stand_ins = stand_ins(fleet, self.other_robots)
 
     def encoded(self, index: int) -> Encoded:
         """The task's token ids and labels with all that is written about it, without opening its picture."""
@@ -270,14 +286,26 @@ class RobotTaskDataset(_SampleDataset):
         with_text = not self.augment or rng.random() < TEXT_SHARE
         with_reasoning = self.augment and with_text and rng.random() < REASONING_SHARE
         with_image = sample.image is not None and not (self.augment and rng.random() < PICTURE_DROPOUT)
-        leader = rng.choice(sample.leaders)
-        encoded = self._encode(
-            robot_task_pieces(sample, with_reasoning=with_reasoning, with_image=with_image, leader=leader)
-        )
+        leader = rng.randrange(len(sample.leaders))
+        sample, robots, lot = self._recast(index, sample)
+
+        def encoded_as(sample: RobotSample) -> Encoded:
+            return self._encode(
+                robot_task_pieces(
+                    sample, with_reasoning=with_reasoning, with_image=with_image, leader=sample.leaders[leader]
+                )
+            )
+
+        encoded = encoded_as(sample)
+        if len(encoded.input_ids) > self.max_length and sample.fleet is None and robots:
+            # Names that are longer than those that were checked before the first step.
+            sample, robots = self.samples[index], ()
+            encoded = encoded_as(sample)
         selection_index = encoded.input_ids.index(CONTROL_IDS[ROBOT_SELECTION])
         if not with_text:
             cut = selection_index + 1
             encoded = Encoded(encoded.input_ids[:cut], [IGNORED] * cut)
+        names = [robot.name for robot in robots or self.fleet]
         return Example(
             encoded,
             self._pixels(sample.image, rng) if with_image else None,
@@ -285,9 +313,26 @@ class RobotTaskDataset(_SampleDataset):
             task_index=self._task_length(sample, with_image) - 1,
             task_words=self._words(sample.reasoning.requirements if sample.reasoning else ""),
             selection_index=selection_index,
-            leader=tuple((name in sample.leaders) / len(sample.leaders) for name in self.fleet.names),
-            members=tuple(float(name in sample.selected) for name in self.fleet.names),
+            leader=tuple((name in sample.leaders) / len(sample.leaders) for name in names),
+            members=tuple(float(name in sample.selected) for name in names),
+            robots=robots,
+            lot=lot,
         )
+
+    def _recast(self, index: int, sample: RobotSample) -> tuple[RobotSample, tuple[Robot, ...], int]:
+        """The task as it is trained this time, its robots where it gets a fleet around them, and that fleet's lot."""
+        # Not of the numbers that vary the rest, which are the same whatever other robots there are.
+        rng = random.Random(f"{self.seed}/{self._epoch}/{index}/fleet")
+        drawn, lot = rng.random(), rng.getrandbits(32)
+        if sample.fleet is not None:
+            return sample, tuple(sample.fleet[name] for name in sample.selected), lot
+        roles = {name: self.fleet[name] for name in sample.selected}
+        if self.augment and drawn < STAND_IN_SHARE and not self._stand_ins.keys().isdisjoint(roles):
+            roles |= {name: rng.choice(self._stand_ins[name]) for name in roles if name in self._stand_ins}
+            return recast(sample, roles), tuple(roles.values()), lot
+        if self.augment and STAND_IN_SHARE <= drawn < STAND_IN_SHARE + OTHER_FLEET_SHARE:
+            return sample, tuple(roles.values()), lot
+        return sample, (), 0
 
     def _task_length(self, sample: RobotSample, with_image: bool) -> int:
         return len(self._encode(task_pieces(sample.task, with_image)).input_ids)
@@ -308,7 +353,10 @@ def vary(image: Image.Image, rng: random.Random) -> Image.Image:
 
 def encode_fleet_text(fleet: Fleet, tokenizer: Any) -> dict[str, Tensor]:
     """A fleet's descriptions as the model's ``fleet_input_ids`` (robots, longest) and ``fleet_lengths`` (robots,)."""
-    rows = [encode_text(tokenizer, robot_description(robot)) for robot in fleet]
+    return _fleet_rows([encode_text(tokenizer, robot_description(robot)) for robot in fleet])
+
+
+def _fleet_rows(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     return {
         # Any id will do behind a description; transformers would warn about that of the padding token.
         "fleet_input_ids": _pad(rows, 0),
@@ -317,10 +365,21 @@ def encode_fleet_text(fleet: Fleet, tokenizer: Any) -> dict[str, Tensor]:
 
 
 class Collator:
-    """Examples to one batch, padded at the end to the longest; with a fleet, its descriptions go along once."""
+    """Examples to one batch, padded at the end to the longest; with a fleet, its descriptions go along once.
 
-    def __init__(self, tokenizer: Any, fleet: Fleet | None = None) -> None:
+    Where tasks get fleets of their own, the descriptions are those of all robots of the batch, and ``fleet_mask`` says
+    who is in whose. Who is depends on the examples alone.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        fleet: the run's fleet, for stage 3.
+        others: further robots that tasks may get beside their own.
+    """
+
+    def __init__(self, tokenizer: Any, fleet: Fleet | None = None, others: Sequence[Robot] = ()) -> None:
+        self.tokenizer, self.fleet, self.others = tokenizer, fleet, others
         self.fleet_text = encode_fleet_text(fleet, tokenizer) if fleet is not None else {}
+        self._described: dict[Robot, list[int]] = {}
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """The batch, by the names of the model's arguments; ``FAILURES`` too, a list, where there are any."""
@@ -338,14 +397,43 @@ class Collator:
         if pixels:
             batch["pixel_values"] = torch.from_numpy(np.stack(pixels))
             batch |= _words("image_words", [example.image_words for example in examples if example.pixels is not None])
-        if self.fleet_text:
+        if self.fleet is not None:
             batch["task_index"] = torch.tensor([example.task_index for example in examples])
             batch |= _words("task_words", [example.task_words for example in examples])
             batch["selection_index"] = torch.tensor([example.selection_index for example in examples])
+            if any(example.robots for example in examples):
+                return batch | self._fleets(examples, self.fleet)
             batch["leader_labels"] = torch.tensor([example.leader for example in examples])
             batch["member_labels"] = torch.tensor([example.members for example in examples])
             batch |= self.fleet_text
         return batch
+
+    def _fleets(self, examples: Sequence[Example], fleet: Fleet) -> dict[str, Tensor]:
+        """The labels and the robots of a batch whose tasks have fleets of their own, a column a robot."""
+        rng = random.Random("/".join(str(example.lot) for example in examples))
+        pool = pool_of((robot for example in examples for robot in example.robots), fleet, self.others, rng)
+        places = {robot: place for place, robot in enumerate(pool)}
+        leaders, members = torch.zeros(len(examples), len(pool)), torch.zeros(len(examples), len(pool))
+        mask = torch.zeros(len(examples), len(pool), dtype=torch.bool)
+        for row, example in enumerate(examples):
+            robots = example.robots or fleet.robots
+            labelled = [places[robot] for robot in robots]
+            leaders[row, labelled], members[row, labelled] = torch.tensor([example.leader, example.members])
+            if example.robots:
+                least = len(robots) + 1
+                robots = tuple(composed(robots, pool, rng.randint(least, max(least, len(pool))), rng))
+            mask[row, [places[robot] for robot in robots]] = True
+        return {
+            "leader_labels": leaders,
+            "member_labels": members,
+            "fleet_mask": mask,
+            **_fleet_rows([self._description(robot) for robot in pool]),
+        }
+
+    def _description(self, robot: Robot) -> list[int]:
+        if robot not in self._described:
+            self._described[robot] = encode_text(self.tokenizer, robot_description(robot))
+        return self._described[robot]
 
 
 def _words(name: str, rows: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:

@@ -44,6 +44,7 @@ from embervlm.data.robot_fields import (
     checked_text,
     in_fleet_order,
 )
+from embervlm.data.robot_fleets import fleet_beside
 from embervlm.data.robot_format import SUFFIX, is_robot_lines, read_robot_lines
 from embervlm.data.robot_rewording import DEFAULT_VARIANTS, REWORDED, add_rewordings
 from embervlm.data.sample import DataError, PlanStep, Reasoning, RobotSample, normalise_task, split_by_key
@@ -150,6 +151,7 @@ class _Record:
     family: str | None = None
     voice: str | None = None
     suitable: tuple[str, ...] = ()
+    fleet: Fleet | None = None
 
 
 @dataclass(slots=True)
@@ -178,7 +180,7 @@ def load_robot_tasks(
 
     Args:
         folder_or_file: a folder with robot files anywhere below it, or one such file.
-        fleet: whose names the files must use; case is ignored.
+        fleet: whose names the files must use, but for those that a ``fleet.yaml`` lies beside; case is ignored.
         seed: of the split and the rewordings.
         validation_share: about this share of the tasks with a voice, and of the others' distinct texts; at least one
             text is held out unless this is 0.
@@ -265,20 +267,25 @@ def read_robot_tasks(path: str | Path, fleet: Fleet) -> list[RobotSample]:
 
 def _read(path: Path, fleet: Fleet) -> tuple[list[RobotSample], _Counts]:
     counts = _Counts()
-    groups: dict[tuple[str, Path | None], list[_Record]] = {}
+    groups: dict[tuple[str, Path | None, int], list[_Record]] = {}
+    fleets: dict[Path, Fleet | None] = {}
     found = _robot_files(path)
     names = Counter(file.name for file, _ in found)
     for file, kind in found:
         counts.files.append(file)
         # Two files of one name are told apart by their folders.
         label = file.name if names[file.name] == 1 else file.relative_to(path.resolve()).as_posix()
-        for record in _records(file, label, kind, fleet):
+        if file.parent not in fleets:
+            fleets[file.parent] = fleet_beside(file, fleet)
+        own = fleets[file.parent]
+        for record in _records(file, label, kind, own or fleet):
+            record.fleet = own
             counts.records += 1
             if record.image is not None and not record.image.is_file():
                 counts.missing.append(str(record.image))
                 continue
             counts.with_image += record.image is not None
-            groups.setdefault((normalise_task(record.task), record.image), []).append(record)
+            groups.setdefault((normalise_task(record.task), record.image, id(own)), []).append(record)
     if counts.missing:
         logger.warning(
             "robot tasks: %d records, %d left out: image not found (first: %s)",
@@ -295,7 +302,7 @@ def _read(path: Path, fleet: Fleet) -> tuple[list[RobotSample], _Counts]:
         if first.id in counts.places:
             raise DataError(f"{first.place}: id {first.id!r:.80} is that of {counts.places[first.id]} already")
         counts.places[first.id] = first.place
-    return [_merged(records, fleet, counts) for records in groups.values()], counts
+    return [_merged(records, records[0].fleet or fleet, counts) for records in groups.values()], counts
 
 
 def _lines_records(file: Path, label: str, fleet: Fleet) -> Iterator[_Record]:
@@ -322,7 +329,7 @@ def file_pictures(file: Path, kind: Kind, fleet: Fleet) -> list[Path | None]:
     Raises:
         DataError: as :func:`read_robot_tasks`, for this file alone.
     """
-    return [record.image for record in _records(file, file.name, kind, fleet)]
+    return [record.image for record in _records(file, file.name, kind, fleet_beside(file, fleet) or fleet)]
 
 
 def _records(file: Path, label: str, kind: Kind, fleet: Fleet) -> Iterator[_Record]:
@@ -473,6 +480,7 @@ def _merged(records: list[_Record], fleet: Fleet, counts: _Counts) -> RobotSampl
         family=next((record.family for record in records if record.family is not None), None),
         voice=next((record.voice for record in records if record.voice is not None), None),
         suitable=next((record.suitable for record in records if record.suitable), ()),
+        fleet=first.fleet,
     )
 
 

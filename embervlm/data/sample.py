@@ -6,9 +6,11 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
+
+from embervlm.fleet import Fleet
 
 Style = Literal["caption", "short_answer", "chat"]
 Split = Literal["train", "validation"]
@@ -107,6 +109,7 @@ class RobotSample:
         family: which tasks are versions of one another, for splits that keep them together; None where not known.
         voice: in whose manner the task is worded, for splits by it; None where not known.
         suitable: the robots that could lead well enough, leaders included, in the fleet's order; empty where not known.
+        fleet: whose robots these are; None for those of the run's fleet. The samples of a file share one object.
     """
 
     id: str
@@ -119,6 +122,7 @@ class RobotSample:
     family: str | None = None
     voice: str | None = None
     suitable: tuple[str, ...] = ()
+    fleet: Fleet | None = field(default=None, repr=False)
 
 
 def normalise_task(text: str) -> str:

@@ -75,7 +75,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         super().__init__(
             model=model,
             args=args,
-            data_collator=Collator(processing_class.tokenizer, fleet),
+            data_collator=Collator(processing_class.tokenizer, fleet, getattr(train_dataset, "other_robots", ())),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
