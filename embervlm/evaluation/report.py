@@ -19,6 +19,7 @@ from embervlm.evaluation.run import Evaluation
 
 PAGE_NAME = "report.html"
 METRICS_NAME = "metrics.json"
+CASES_NAME = "cases.jsonl"
 
 _STYLE = """
 :root { --model: color-mix(in srgb, var(--control-text) 50%, var(--page));
@@ -69,7 +70,7 @@ summary { cursor: pointer; }
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> Path:
-    """Write the page, ``metrics.json`` and the plots into ``folder``, which is made if it is not there.
+    """Write the page, ``metrics.json``, ``cases.jsonl`` (every case) and the plots into ``folder``, which is made if it is not there.
 
     Everything is made before the first file is written, and no file has its name before all are complete. Files of an
     earlier report are replaced; its plots that this evaluation has not are removed.
@@ -78,10 +79,12 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
         the page's file.
 
     Raises:
+        ReportError: matplotlib is not installed.
         OSError: the folder or a file cannot be written.
     """
     page_file = folder / PAGE_NAME
-    metrics = json.dumps(evaluation.to_dict(), ensure_ascii=False, indent=2, allow_nan=False)
+    metrics = json.dumps(evaluation.to_dict(), indent=2, allow_nan=False)
+    cases = [f"{json.dumps(case.to_dict())}\n" for case in evaluation.cases]
     drawn = plots(evaluation)
     shown = "".join(page(evaluation))
     is_new = not folder.exists()
@@ -89,7 +92,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
     try:
         write_whole(
             {folder / name: content for name, content in drawn.items()}
-            | {folder / METRICS_NAME: f"{metrics}\n".encode(), page_file: shown.encode()}
+            | {folder / METRICS_NAME: f"{metrics}\n".encode(), folder / CASES_NAME: cases, page_file: shown.encode()}
         )
     except BaseException:
         if is_new:
@@ -407,7 +410,8 @@ def _explanations(evaluation: Evaluation) -> Iterator[str]:
             "count as a set.</li>\n"
         )
     yield (
-        f"<li>All figures are in <code>{METRICS_NAME}</code> beside this page, and its plots are there as PNG and SVG."
+        f"<li>All figures are in <code>{METRICS_NAME}</code> beside this page, every case in <code>{CASES_NAME}</code>, and "
+        "the plots are there as PNG and SVG."
         "</li>\n</ul>\n</section>\n"
     )
 

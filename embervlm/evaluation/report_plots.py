@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 from embervlm.evaluation.metrics import Figure, Measures
@@ -94,8 +95,29 @@ def comparison(evaluation: Evaluation) -> list[Group]:
     return [*groups, Group(title, (*pictured, *bounds))]
 
 
+class ReportError(ValueError):
+    """A report that cannot be made; the message says what is missing."""
+
+
+def check_plots() -> None:
+    """Say before anything is measured that its plots could not be drawn.
+
+    Raises:
+        ReportError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ReportError(
+            "a report needs matplotlib, which is not installed; install it with pip install 'embervlm[evaluate]'"
+        )
+
+
 def plots(evaluation: Evaluation) -> dict[str, bytes]:
-    """The plots' files by name, as PNG and SVG; confusion and reliability are the model's, where there is one."""
+    """The plots' files by name, as PNG and SVG; confusion and reliability are the model's, where there is one.
+
+    Raises:
+        ReportError: matplotlib is not installed.
+    """
+    check_plots()
     import matplotlib
 
     # Names come from outside: a dollar sign in one is no formula. The same figures give the same bytes.

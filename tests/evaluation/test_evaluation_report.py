@@ -19,7 +19,7 @@ from embervlm.data.sample import PlanStep
 from embervlm.evaluation.metrics import Bin, Figure, Measures, RobotMeasures
 from embervlm.evaluation.report import page, write_report
 from embervlm.evaluation.report_cases import shown_cases
-from embervlm.evaluation.report_plots import PLOT_NAMES, comparison
+from embervlm.evaluation.report_plots import PLOT_NAMES, ReportError, comparison
 from embervlm.evaluation.run import Case, Coverage, Evaluation, Written
 from embervlm.selection import Phase, RobotScore, Selection
 
@@ -315,7 +315,11 @@ def test_without_pictures_baselines_and_plans_nothing_is_said_of_them(tmp_path: 
     for absent in ("picture alone", "another task's picture", "baseline", "Plan", "Voice", "Written", "None"):
         assert absent not in text, absent
     assert "12 tasks, no pictures" in text and "best from the text alone 75.0%" in text
-    assert sorted(each.name for each in tmp_path.iterdir()) == sorted([*PLOT_NAMES, "metrics.json", "report.html"])
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(
+        [*PLOT_NAMES, "cases.jsonl", "metrics.json", "report.html"]
+    )
+    lines = (tmp_path / "cases.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [json.loads(json.dumps(case.to_dict())) for case in cases]
 
 
 def test_a_task_without_its_picture_and_one_whose_picture_is_damaged(tmp_path: Path) -> None:
@@ -337,7 +341,7 @@ def test_baselines_alone_have_a_report(tmp_path: Path) -> None:
     assert "Evaluation of baselines" in text and "in 3 folds" in text and "at least 9 tasks" in text
     # The plots of the model that was there before are gone.
     plots = {"comparison.png", "comparison.svg"}
-    assert {each.name for each in tmp_path.iterdir()} == {*plots, "metrics.json", "report.html"}
+    assert {each.name for each in tmp_path.iterdir()} == {*plots, "cases.jsonl", "metrics.json", "report.html"}
 
 
 def test_only_what_was_measured_over_the_same_tasks_is_compared() -> None:
@@ -364,6 +368,13 @@ def test_the_plots_are_pictures_of_names_as_they_are(tmp_path: Path) -> None:
                 assert picture.format == "PNG" and min(picture.size) > 400
         else:
             assert (tmp_path / name).read_text(encoding="utf-8").rstrip().endswith("</svg>")
+
+
+def test_without_matplotlib_one_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embervlm.evaluation.report_plots.find_spec", lambda name: None)
+    with pytest.raises(ReportError, match=r"needs matplotlib.*pip install 'embervlm\[evaluate\]'"):
+        write_report(small(), tmp_path / "report")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_very_long_texts_are_cut() -> None:
