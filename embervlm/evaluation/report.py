@@ -70,7 +70,7 @@ summary { cursor: pointer; }
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> Path:
-    """Write the page, ``metrics.json``, ``cases.jsonl`` (every case) and the plots into ``folder``, which is made if it is not there.
+    """Write the page, ``metrics.json``, ``cases.jsonl`` (every case) and the plots into ``folder``, made if need be.
 
     Everything is made before the first file is written, and no file has its name before all are complete. Files of an
     earlier report are replaced; its plots that this evaluation has not are removed.
@@ -410,9 +410,8 @@ def _explanations(evaluation: Evaluation) -> Iterator[str]:
             "count as a set.</li>\n"
         )
     yield (
-        f"<li>All figures are in <code>{METRICS_NAME}</code> beside this page, every case in <code>{CASES_NAME}</code>, and "
-        "the plots are there as PNG and SVG."
-        "</li>\n</ul>\n</section>\n"
+        f"<li>All figures are in <code>{METRICS_NAME}</code> beside this page, the cases in <code>{CASES_NAME}</code>, "
+        "and the plots are there as PNG and SVG.</li>\n</ul>\n</section>\n"
     )
 
 
