@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from PIL import Image
 from embervlm.data.robot_loader import read_robot_tasks
 from embervlm.data.sample import DataError, PlanStep, RobotSample, normalise_task
 from embervlm.evaluation.answers import answer_fault, labelled_stages, written_stages
-from embervlm.evaluation.baselines import available
+from embervlm.evaluation.baselines import KEY_WORDS, Baseline, available, key_words
 from embervlm.evaluation.folds import apart_from, folds
 from embervlm.evaluation.metrics import (
     Bootstrap,
@@ -125,7 +126,7 @@ class Evaluation:
         model_name: the model's folder; None where only baselines were measured.
         data: the tasks' folder or file.
         tasks, pictures: how many tasks, and how many different pictures they are about.
-        robots: the fleet's names, in its order.
+        robots: the fleet's names, in its order; where the tasks are of several fleets, all of their names.
         seed: of the shuffling, the draws and the folds.
         model: the model over all tasks, each with its own picture where it has one; None as ``model_name``.
         own_pictures, no_picture, blank_picture, shuffled_pictures: the model over the tasks that have pictures: with
@@ -188,7 +189,7 @@ def evaluate(
     """Measure ``selector`` on the robot tasks of a folder or file, which must not have been trained on.
 
     Args:
-        selector: the model.
+        selector: the model. It chooses from its own fleet, or from that of a task's data where they have one.
         data: robot files, as stage 3 reads them.
         train: the robot tasks that the baselines are trained on, those left out that share a text or a family with
             ``data``; no baselines without it.
@@ -218,15 +219,24 @@ def evaluate(
             )
         if not known:
             raise DataError(f"{train}: every training task has the text or the family of a measured one")
-        methods, missing = available()
-        notes += missing
+        trained = _by_fleet(known, selector.fleet)
+        untrained = [own for own in _by_fleet(samples, selector.fleet) if own not in trained]
+        if untrained:
+            methods: dict[str, Baseline] = {KEY_WORDS: key_words}
+            notes.append(
+                f"no training task is of the fleet {', '.join(untrained[0].names)!s:.200}; of the baselines only the"
+                " rule was measured"
+            )
+        else:
+            methods, missing = available()
+            notes += missing
         for method, answer in methods.items():
-            baselines[method] = measure(answer(known, [s.task for s in samples], selector.fleet), samples, seed=seed)
+            baselines[method] = measure(_answer(answer, known, samples, selector.fleet), samples, seed=seed)
             _say(progress, method, len(samples), len(samples))
     sets: list[list[str]] = []
     if coverage is not None:
         try:
-            sets = [selector.prediction_set(row, coverage) for row in predictions.leading.tolist()]
+            sets = _prediction_sets(selector, samples, predictions, coverage)
         except SelectionError as error:
             notes.append(f"prediction sets: not measured, {error}")
     answers = _write(selector, samples, written, seed, progress)
@@ -235,7 +245,7 @@ def evaluate(
         data=str(data),
         tasks=len(samples),
         pictures=len({s.image for s in samples if s.image is not None}),
-        robots=selector.fleet.names,
+        robots=predictions.robots,
         seed=seed,
         model=measure(predictions, samples, seed=seed),
         own_pictures=looks.get("own"),
@@ -250,7 +260,7 @@ def evaluate(
         coverage=_measure_coverage(sets, samples, coverage, seed) if sets and coverage is not None else None,
         by_voice=_by_voice(predictions, samples, seed),
         notes=tuple(notes),
-        cases=_cases(predictions, samples, sets, answers),
+        cases=_cases(predictions, samples, sets, answers, selector.fleet),
     )
 
 
@@ -273,6 +283,9 @@ def cross_validate(
     samples = read_robot_tasks(data, fleet)
     further = [] if train is None else read_robot_tasks(train, fleet)
     parts = folds(samples, k, seed)
+    if len(own := list(_by_fleet(samples, fleet))) > 1:
+        raise DataError(f"{data}: tasks of {len(own)} fleets; folds are made of tasks of one")
+    further = [sample for sample in further if (sample.fleet or fleet) == own[0]]
     methods, notes = available()
     answers: dict[str, list[Predictions]] = {method: [] for method in methods}
     train_tasks = []
@@ -283,7 +296,7 @@ def cross_validate(
         known = others + apart_from(further, measured)
         train_tasks.append(len(known))
         for method, answer in methods.items():
-            answers[method].append(answer(known, [s.task for s in measured], fleet))
+            answers[method].append(answer(known, [s.task for s in measured], own[0]))
         _say(progress, "folds of the baselines", number, k)
     order = np.argsort([place for part in parts for place in part])
     whole = {method: joined(each).of(order.tolist()) for method, each in answers.items()}
@@ -292,7 +305,7 @@ def cross_validate(
         data=str(data),
         tasks=len(samples),
         pictures=len({s.image for s in samples if s.image is not None}),
-        robots=fleet.names,
+        robots=own[0].names,
         seed=seed,
         model=None,
         own_pictures=None,
@@ -316,6 +329,29 @@ def _say(progress: Progress | None, what: str, done: int, total: int) -> None:
         progress(what, done, total)
 
 
+def _by_fleet(samples: Sequence[RobotSample], fleet: Fleet) -> dict[Fleet, list[int]]:
+    """The places of the tasks of each fleet: their own where their data have one, else ``fleet``."""
+    places: dict[Fleet, list[int]] = {}
+    for place, sample in enumerate(samples):
+        places.setdefault(sample.fleet or fleet, []).append(place)
+    return places
+
+
+def _over_fleets(
+    samples: Sequence[RobotSample], fleet: Fleet, answer: Callable[[Fleet, list[int]], Predictions]
+) -> Predictions:
+    """The answers of each fleet's tasks, put together: a robot of another task's fleet has no chance to lead."""
+    fleets = _by_fleet(samples, fleet)
+    robots = tuple(dict.fromkeys(name for own in fleets for name in own.names))
+    leading, selected = np.zeros((len(samples), len(robots))), [[""]] * len(samples)
+    for own, places in fleets.items():
+        part = answer(own, places)
+        leading[np.ix_(places, [robots.index(name) for name in own.names])] = part.leading
+        for place, names in zip(places, part.selected, strict=True):
+            selected[place] = names
+    return Predictions(robots, leading, selected)
+
+
 def _predict(
     selector: RobotSelector,
     samples: Sequence[RobotSample],
@@ -323,24 +359,57 @@ def _predict(
     what: str,
     progress: Progress | None,
 ) -> Predictions:
-    reached = 0
+    finished = 0
 
-    def show(done: int) -> None:
-        nonlocal reached
-        reached = done
-        _say(progress, what, done, len(samples))
+    def answer(fleet: Fleet, places: list[int]) -> Predictions:
+        nonlocal finished
+        choosing = copy.copy(selector)
+        choosing.fleet = fleet
+        reached = 0
 
-    tasks = [sample.task for sample in samples]
-    try:
-        return predict(selector, tasks, images, show)
-    except PreflightError:
-        # Which task of the batch it was is not known there: it is asked for one by one.
-        for sample in samples[reached:]:
-            try:
-                selector.score([sample.task], [None])
-            except PreflightError as error:
-                raise DataError(f"task {sample.id} ({sample.task!r:.60}): {error}") from None
-        raise
+        def show(done: int) -> None:
+            nonlocal reached
+            reached = done
+            _say(progress, what, finished + done, len(samples))
+
+        try:
+            part = predict(choosing, [samples[i].task for i in places], [images[i] for i in places], show)
+        except PreflightError:
+            # Which task of the batch it was is not known there: they are asked one by one.
+            for sample in [samples[i] for i in places[reached:]]:
+                try:
+                    choosing.score([sample.task], [None])
+                except PreflightError as error:
+                    raise DataError(f"task {sample.id} ({sample.task!r:.60}): {error}") from None
+            raise
+        finished += len(places)
+        return part
+
+    return _over_fleets(samples, selector.fleet, answer)
+
+
+def _prediction_sets(
+    selector: RobotSelector, samples: Sequence[RobotSample], predictions: Predictions, coverage: float
+) -> list[list[str]]:
+    sets = []
+    for sample, row in zip(samples, predictions.leading, strict=True):
+        fleet = sample.fleet or selector.fleet
+        columns = [predictions.robots.index(name) for name in fleet.names]
+        sets.append(selector.prediction_set(row[columns].tolist(), coverage, fleet))
+    return sets
+
+
+def _answer(
+    method: Baseline, train: Sequence[RobotSample], samples: Sequence[RobotSample], fleet: Fleet
+) -> Predictions:
+    """A baseline's answers, of each fleet's tasks trained on those of the same fleet."""
+    trained = _by_fleet(train, fleet)
+
+    def answer(own: Fleet, places: list[int]) -> Predictions:
+        known = [train[place] for place in trained.get(own, [])]
+        return method(known, [samples[place].task for place in places], own)
+
+    return _over_fleets(samples, fleet, answer)
 
 
 def _looks(
@@ -393,7 +462,8 @@ def _write(
     places = sorted(random.Random(seed).sample(range(len(samples)), min(count, len(samples))))
     answers = {}
     for number, place in enumerate(places, 1):
-        answers[place] = selector.select(samples[place].task, samples[place].image, reason=True)
+        sample = samples[place]
+        answers[place] = selector.select(sample.task, sample.image, reason=True, fleet=sample.fleet)
         _say(progress, "written answers", number, len(places))
     return answers
 
@@ -413,7 +483,7 @@ def _measure_written(
         for sample, answer in zip(of, given, strict=True)
         if len(sample.plan) > 1
     ]
-    faults = [answer_fault(answer, selector.fleet) for answer in given]
+    faults = [answer_fault(answer, s.fleet or selector.fleet) for s, answer in zip(of, given, strict=True)]
     # A task that has no written requirements cannot be asked again: that is no agreement.
     stated = [place for place, answer in enumerate(given) if answer.reasoning and answer.reasoning[0].strip()]
     agreed = np.zeros(len(of))
@@ -464,10 +534,12 @@ def _cases(
     samples: Sequence[RobotSample],
     sets: Sequence[Sequence[str]],
     answers: dict[int, Selection],
+    fleet: Fleet,
 ) -> tuple[Case, ...]:
     cases = []
     for place, (sample, picked) in enumerate(zip(samples, predictions.selected, strict=True)):
-        scores = zip(predictions.robots, predictions.leading[place].tolist(), strict=True)
+        own = (sample.fleet or fleet).names
+        scores = [(name, float(predictions.leading[place, predictions.robots.index(name)])) for name in own]
         cases.append(
             Case(
                 id=sample.id,

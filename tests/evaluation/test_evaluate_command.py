@@ -196,7 +196,7 @@ def test_more_folds_than_tasks(refused: Callable[..., str], data: Path) -> None:
 
 
 def test_another_fleet(evaluate: Callable[..., Ran], refused: Callable[..., str], tmp_path: Path) -> None:
-    fleet = tmp_path / "fleet.yaml"
+    fleet = tmp_path / "other.yaml"
     Fleet([Robot("Crane", ("lifting",)), Robot("Mole", ("digging",))]).to_yaml(fleet)
     file = write(tmp_path / "tasks.jsonl", task("Lift it", "Crane"), task("Dig it", "Mole"))
     assert "Crane" in refused("--data", file)

@@ -15,7 +15,7 @@ from PIL import Image
 from embervlm.data.sample import DataError, RobotSample
 from embervlm.evaluation import run
 from embervlm.evaluation.run import Evaluation, cross_validate, evaluate, shuffled_pictures
-from embervlm.fleet import Fleet
+from embervlm.fleet import Fleet, Robot
 from embervlm.selection import Calibration, Phase, RobotScore, RobotSelector, Selection, SelectionError
 
 FLEET = Fleet.default()
@@ -37,7 +37,7 @@ class Looker:
         self.sizes.append(len(tasks))
         leaders = torch.tensor(
             [
-                [float(name == self.answer(*each)) * 4 for name in FLEET.names]
+                [float(name == self.answer(*each)) * 4 for name in self.fleet.names]
                 for each in zip(tasks, images, strict=True)
             ]
         )
@@ -47,23 +47,25 @@ class Looker:
 
     def answer(self, task: str, image: Any) -> str:
         if image is None:
-            return next(name for name in FLEET.names if name.split()[0].casefold() in task.casefold())
+            names = (*FLEET.names, "Crane", "Mole")
+            return next(name for name in names if name.split()[0].casefold() in task.casefold())
         if isinstance(image, Image.Image):
             return LEGS
         return next(robot for colour, robot in COLOURS.items() if colour in Path(image).name)
 
     def selected_names(self, leaders: torch.Tensor, members: torch.Tensor) -> list[list[str]]:
-        return [[FLEET.names[int(row.argmax())]] for row in leaders]
+        return [[self.fleet.names[int(row.argmax())]] for row in leaders]
 
-    def prediction_set(self, leading: Sequence[float], coverage: float) -> list[str]:
-        names = [FLEET.names[place] for place, p in enumerate(leading) if p >= 1 - coverage]
-        return sorted(names, key=lambda name: -leading[FLEET.index(name)])
+    def prediction_set(self, leading: Sequence[float], coverage: float, fleet: Fleet) -> list[str]:
+        names = [fleet.names[place] for place, p in enumerate(leading) if p >= 1 - coverage]
+        return sorted(names, key=lambda name: -leading[fleet.index(name)])
 
-    def select(self, task: str, image: Any = None, reason: bool = True) -> Selection:
+    def select(self, task: str, image: Any = None, reason: bool = True, fleet: Fleet | None = None) -> Selection:
         robot = self.answer(task, image)
-        others = [RobotScore(name, 0.1, False) for name in FLEET.names if name != robot]
+        fleet = fleet or self.fleet
+        others = [RobotScore(name, 0.4 / (len(fleet) - 1), False) for name in fleet.names if name != robot]
         plan = [Phase(1, robot, "first", []), Phase(2, robot, "second", [1])]
-        grounds = [f"a {robot}", "as seen", FLEET[robot].capabilities[0], f"{robot} leads."]
+        grounds = [f"a {robot}", "as seen", fleet[robot].capabilities[0], f"{robot} leads."]
         return Selection(task, robot, [robot], [RobotScore(robot, 0.6, True), *others], plan, grounds, {"total": 7.0})
 
 
@@ -131,7 +133,7 @@ def test_written_answers(data: Path) -> None:
 
 def test_contradictions_and_empty_requirements_count(data: Path) -> None:
     class Wrong(Looker):
-        def select(self, task: str, image: Any = None, reason: bool = True) -> Selection:
+        def select(self, task: str, image: Any = None, reason: bool = True, fleet: Fleet | None = None) -> Selection:
             answer = super().select(task, image)
             if "blue" in str(image):
                 answer.reasoning[0] = " "
@@ -203,6 +205,40 @@ def test_without_pictures_nothing_is_swapped(tmp_path: Path) -> None:
     assert found.pictures == 0 and found.picture_only_bound is None
     assert found.own_pictures is found.no_picture is found.blank_picture is found.shuffled_pictures is None
     assert selector.sizes == [1]
+
+
+def test_tasks_of_several_fleets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Fleet([Robot("Crane", ("lifting",)), Robot("Mole", ("digging",)), Robot("Drone", ("hovering",))])
+    samples = [
+        RobotSample("a", "Crane, lift it", ("Crane",), ("Crane",), fleet=other),
+        RobotSample("b", "Drone, look", (LEGS,), (LEGS,)),
+        RobotSample("c", "Mole, dig it", ("Mole",), ("Mole",), fleet=other),
+    ]
+    monkeypatch.setattr(run, "read_robot_tasks", lambda path, fleet: samples)
+    found = measured(tmp_path, coverage=0.99)
+    # In the order in which the tasks name their fleets; a name that two fleets have stands there once.
+    assert found.robots == ("Crane", "Mole", "Drone", SUB, HUMANOID, WHEELS, LEGS)
+    assert found.model is not None and found.model.leader_accuracy.value == pytest.approx(2 / 3)
+    by_id = {case.id: case for case in found.cases}
+    assert {name for name, _ in by_id["a"].confidences} == {"Crane", "Mole", "Drone"}
+    assert {name for name, _ in by_id["b"].confidences} == set(FLEET.names)
+    assert all(sum(chance for _, chance in case.confidences) == pytest.approx(1) for case in found.cases)
+    assert set(by_id["c"].prediction_set) == {"Crane", "Mole", "Drone"} and by_id["c"].prediction_set[0] == "Mole"
+    assert found.written is not None and found.written.valid.value == 1.0
+    with pytest.raises(DataError, match="tasks of 2 fleets; folds are made of tasks of one"):
+        cross_validate(tmp_path, FLEET, 2)
+
+
+def test_learnt_baselines_are_left_out_where_a_fleet_has_no_training_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Fleet([Robot("Crane", ("lifting",)), Robot("Mole", ("digging",))])
+    samples = [RobotSample("a", "Mole, start digging", ("Mole",), ("Mole",), fleet=other)]
+    train = [RobotSample("b", "Drone, look", (LEGS,), (LEGS,))]
+    monkeypatch.setattr(run, "read_robot_tasks", lambda path, fleet: train if path.name == "train" else samples)
+    found = measured(tmp_path, train=tmp_path / "train")
+    assert list(found.baselines) == ["key words"] and found.baselines["key words"].leader_accuracy.value == 1.0
+    assert found.notes == ("no training task is of the fleet Crane, Mole; of the baselines only the rule was measured",)
 
 
 def test_shuffled_pictures_are_others_and_keep_their_numbers() -> None:
