@@ -14,6 +14,7 @@ from embervlm.fleet import Fleet
 
 COLLECTION = Path(__file__).resolve().parents[1] / "collection"
 FLEET = Fleet.default()
+OTHER_ROBOTS = ("train", "test", "test_variants")
 NAMES = re.compile(r"\b(drones?|humanoids?|submarines?|quadcopters?|legged|wheeled|robots?)\b", re.IGNORECASE)
 
 
@@ -78,3 +79,33 @@ def test_validation_is_in_voices_of_its_own_whatever_the_seed(seed: int) -> None
     # Nine families are in two voices each; the whole family is where its held-out voice is.
     assert sum(voices[voice] for voice in also_trained_on) <= 4
     assert not {task.family for task in data.train} & {task.family for task in data.validation}
+
+
+def test_the_other_robots_are_what_their_card_says() -> None:
+    fleets = {part: Fleet.from_yaml(COLLECTION / "robots" / part / "fleet.yaml") for part in OTHER_ROBOTS}
+    tasks = {part: read_robot_tasks(COLLECTION / "robots" / part, FLEET) for part in ("train", "test")}
+    assert {part: Counter(robot.same_as for robot in fleet) for part, fleet in fleets.items()} == {
+        "train": {None: 75, **dict.fromkeys(FLEET.names, 12)},
+        "test": {None: 26},
+        "test_variants": dict.fromkeys(FLEET.names, 4),
+    }
+    for part, found in tasks.items():
+        leading = [robot.name for robot in fleets[part] if robot.same_as is None]
+        assert Counter(task.leaders for task in found) == {(name,): 12 for name in leading}
+        for task in found:
+            assert task.fleet == fleets[part] and task.selected == task.leaders and task.reasoning is not None
+            assert task.leaders[0].casefold() not in task.task.casefold(), task.task
+    names = [robot.name.casefold() for fleet in (FLEET, *fleets.values()) for robot in fleet]
+    assert len(set(names)) == len(names)
+    known = {*names}
+    for fleet in fleets.values():
+        for robot in fleet:
+            assert {name.casefold() for name in (*robot.overlaps, *robot.outdoes)} <= known - {robot.name.casefold()}
+            assert not set(robot.overlaps) & set(robot.outdoes)
+            assert all(robot.name in fleet[name].overlaps for name in robot.overlaps if name in fleet), robot.name
+
+
+def test_no_text_of_the_other_robots_occurs_elsewhere(parts: dict[str, list[RobotSample]]) -> None:
+    others = [task for part in ("train", "test") for task in read_robot_tasks(COLLECTION / "robots" / part, FLEET)]
+    texts = [normalise_task(task.task) for task in (*others, *parts["train"], *parts["test"])]
+    assert len(others) == 1212 and len(set(texts)) == len(texts)
