@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from embervlm.data.collate import ConversationDataset, RobotTaskDataset
 from embervlm.data.index import cache_folder
 from embervlm.data.loaders import Stage, dataset_names, load_base
 from embervlm.data.quarantine import QUARANTINE_FILE, read_quarantine
+from embervlm.data.robot_fleets import FLEET_FILE, other_fleets
 from embervlm.data.robot_loader import load_robot_tasks
+from embervlm.data.sample import DataError, RobotSample
 from embervlm.data.shards import find, names_shards
 from embervlm.data.stream import ORDER_FILE, Catalogue, StreamedDataset, open_catalogue
-from embervlm.fleet import Fleet
+from embervlm.fleet import Fleet, FleetError
 from embervlm.model import EmberVLMProcessor
 from embervlm.model.weights import (
     WeightsError,
@@ -45,14 +48,21 @@ STAGES: dict[int, type[StageTrainer]] = {1: Stage1Trainer, 2: Stage2Trainer, 3: 
 #: How many samples of a stage are encoded to check their ids, lengths and labels before the first step.
 CHECKED_SAMPLES = 1000
 STAGE_FILE = "stage.json"
+#: Robots in the fleets in which validation tasks of other fleets than the run's are measured.
+OTHER_FLEET_ROBOTS = 6
 
 
 @dataclass(frozen=True)
 class StageData:
-    """The samples of one stage: sequences of ``Sample`` or, in stage 3, of ``RobotSample``; ``train`` may be shards."""
+    """The samples of one stage: sequences of ``Sample`` or, in stage 3, of ``RobotSample``; ``train`` may be shards.
+
+    ``of_other_fleets`` are stage 3's tasks for validation whose robots are not the run's: they are measured apart, as
+    their fleets are put together by lot.
+    """
 
     train: Any
     validation: Any
+    of_other_fleets: Any = ()
 
 
 @dataclass
@@ -100,7 +110,13 @@ def run(settings: RunSettings) -> Path:
 def _load_data(settings: RunSettings, fleet: Fleet, stage: int) -> StageData:
     if stage == 3:
         robots = load_robot_tasks(settings.data(3), fleet, seed=settings.seed, variants=settings.robot_variants)
-        return StageData(robots.train, robots.validation)
+        own = [sample for sample in robots.validation if sample.fleet is None]
+        if not own:
+            raise DataError(
+                f"{settings.data(3)}: no validation task is about the run's fleet ({', '.join(fleet.names)!s:.200}), as"
+                f" the files have a {FLEET_FILE} beside them with other robots. Cure: --fleet with that file"
+            )
+        return StageData(robots.train, own, [sample for sample in robots.validation if sample.fleet is not None])
     stage1_is_shards = settings.stage1_data is not None and names_shards(settings.stage1_data)
     if stage == 1 and stage1_is_shards:
         rank, ranks = _process()
@@ -239,9 +255,10 @@ def _check_samples(run: Run, stage: int, dataset: Any, model: Any) -> None:
         check_positions(len(encoded.input_ids), positions, sample.id)
         check_labels(encoded.input_ids, encoded.labels, rows, sample.id)
     if stage == 3:
-        check_fleet_length(run.fleet, dataset.tokenizer, positions)
+        for fleet in (run.fleet, *other_fleets(dataset.samples)):
+            check_fleet_length(fleet, dataset.tokenizer, positions)
         for sample in dataset.samples:
-            check_robots(sample.selected, run.fleet, sample.id)
+            check_robots(sample.selected, sample.fleet or run.fleet, sample.id)
 
 
 def _checkpoint(settings: RunSettings, stage: int) -> str | None:
@@ -286,6 +303,8 @@ def _finish(run: Run, folder: Path, arguments: TrainingArguments) -> Path:
         ]
         calibration, measured = calibrate(selector, validation)
         run.metrics["validation"] = measured
+        if run.data[3].of_other_fleets:
+            run.metrics["other_fleets"] = _among_others(selector, run.data[3].of_other_fleets, run.settings.seed)
         files = {
             CALIBRATION_FILE: json.dumps(calibration.to_dict(), indent=2) + "\n",
             "metrics.json": json.dumps(run.metrics, indent=2) + "\n",
@@ -294,6 +313,32 @@ def _finish(run: Run, folder: Path, arguments: TrainingArguments) -> Path:
         save_folder(final, selector.model, selector.processor, run.fleet, files)
     arguments.distributed_state.wait_for_everyone()
     return final
+
+
+def _among_others(selector: Any, samples: Sequence[RobotSample], seed: int) -> dict[str, Any]:
+    """How often the leader is right in small fleets around the robots of tasks, without a picture, of other fleets."""
+    from embervlm.evaluation.unseen import composed_fleets, leaders_right, score_in_fleets
+
+    measured, fleets = [], []
+    for sample in samples:
+        own = sample.fleet or selector.fleet
+        try:
+            composed = composed_fleets([sample], own, min(OTHER_FLEET_ROBOTS, len(own)), seed)
+        except FleetError:  # most of its robots do what this task's do
+            continue
+        if sample.image is None and len(own) > 1:
+            measured.append(sample)
+            fleets += composed
+    if not measured:
+        return {"tasks": 0}
+    right = leaders_right(measured, fleets, score_in_fleets(selector, measured, fleets))
+    logger.info(
+        "Leaders right on %d validation tasks among at most %d robots of other fleets: %.3f",
+        len(measured),
+        OTHER_FLEET_ROBOTS,
+        right,
+    )
+    return {"tasks": len(measured), "robots": OTHER_FLEET_ROBOTS, "leader_accuracy": right}
 
 
 class _CompleteCheckpoints(TrainerCallback):  # type: ignore[misc]
