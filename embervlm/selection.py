@@ -611,12 +611,26 @@ def check_task(task: str) -> None:
     """Make sure that a task can be asked.
 
     Raises:
-        SelectionError: it is empty or too long.
+        SelectionError: it is empty, too long, or not Unicode text.
     """
     if not task.strip():
         raise SelectionError("the task is empty; say in a sentence what is to be done")
     if len(task) > MAX_TASK_CHARACTERS:
         raise SelectionError(f"the task has {len(task)} characters; at most {MAX_TASK_CHARACTERS} are read")
+    try:
+        task.encode()
+    except UnicodeEncodeError as error:
+        # A byte that is not UTF-8 on a command line, or half of a pair in JSON.
+        raise SelectionError(
+            f"the task is not Unicode text: character {error.start + 1} is none; write UTF-8"
+        ) from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice in an object")
+    return found
 
 
 def read_task_lines(path: Path) -> list[tuple[str, Path | None]]:
@@ -636,7 +650,7 @@ def read_task_lines(path: Path) -> list[tuple[str, Path | None]]:
             continue
         place = f"{path}, line {number}"
         try:
-            entry = json.loads(line)
+            entry = json.loads(line, object_pairs_hook=_distinct)
         except (ValueError, RecursionError) as error:
             raise SelectionError(f"{place}: not JSON ({error})") from None
         expected = f'{place}: expected {{"task": text}} and optionally "image": a file name'

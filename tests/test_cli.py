@@ -201,6 +201,113 @@ def test_a_damaged_model_is_one_line(run: Callable[..., Ran], tiny_folder: Path,
     assert found.startswith(f"{folder}: model.safetensors is missing or damaged")
 
 
+@pytest.fixture(scope="module")
+def vouching_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a calibration whose sets hold every robot from a coverage of 90% on, one below."""
+    from embervlm.fleet import Fleet
+    from embervlm.model.weights import load_model, load_processor, save_folder
+    from embervlm.selection import CALIBRATION_FILE, Calibration, fleet_mark
+
+    fleet = Fleet.default()
+    calibration = Calibration(1.0, 0.5, 400, fleet_mark(fleet), (0.0,) * 40 + (1.0,) * 10)
+    folder = tmp_path_factory.mktemp("models") / "vouching"
+    files = {CALIBRATION_FILE: json.dumps(calibration.to_dict())}
+    return save_folder(folder, load_model(tiny_folder), load_processor(tiny_folder), fleet, files)
+
+
+def test_select_with_coverage(run: Callable[..., Ran], vouching_folder: Path, tmp_path: Path) -> None:
+    select = ("select", "--model", vouching_folder, "--no-reason")
+    done = run(*select, "--task", "Look.", "--coverage", "0.9")
+    assert done.code == 0 and done.err == ""
+    (line,) = [line for line in done.out.splitlines() if "coverage" in line]
+    robot = "(?:Drone|Underwater Robot|Humanoid|Robot with Wheels|Robot with Legs)"
+    assert re.fullmatch(
+        rf"Not sure enough \(90% coverage\): (?:{robot}, ){{3}}{robot} or {robot}\. Ask a person\.", line
+    )
+    done = run(*select, "--task", "Look.", "--coverage", "0.875")
+    (line,) = [line for line in done.out.splitlines() if "coverage" in line]
+    assert re.fullmatch(rf"Sure enough \(87\.5% coverage\): {robot}\.", line)
+    assert "coverage" not in run(*select, "--task", "Look.").out
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text('{"task": "One."}\n{"task": "Two."}\n')
+    for coverage, size in (("0.95", 5), ("0.8", 1)):
+        done = run(*select, "--tasks", tasks, "--json", "--coverage", coverage, "--top-n", "2")
+        assert done.code == 0
+        answers = [json.loads(line) for line in done.out.splitlines()]
+        assert [answer["task"] for answer in answers] == ["One.", "Two."]
+        for answer in answers:
+            assert len(answer["prediction_set"]) == size and answer["ask_a_person"] is (size > 1)
+            assert answer["prediction_set"][0] == answer["primary"]
+    (answer,) = [json.loads(line) for line in run(*select, "--task", "Look.", "--json").out.splitlines()]
+    assert not {"prediction_set", "ask_a_person"} & set(answer)
+
+
+ONE = "{name: %s, capabilities: [pipes], limitations: [], environments: []}"
+
+
+@pytest.mark.parametrize(
+    ("flags", "content", "message"),
+    [
+        (["--task", ""], None, "the task is empty; say in a sentence what is to be done"),
+        (["--task", "Look \udcff."], None, "the task is not Unicode text: character 6 is none; write UTF-8"),
+        (["--task", "a" * 100_000], None, "the task has 100000 characters; at most 2000 are read"),
+        (
+            ["--json", "--tasks"],
+            b'{"task": "Look."}\n{"task": "Look.", "robot": "Drone"}\n',
+            """, line 2: expected {"task": text} and optionally "image": a file name; found also: 'robot'""",
+        ),
+        (["--json", "--tasks"], b'{"task": "Look."}\n{"task": ""}\n', ", line 2: the task is empty; say in a sentence"),
+        (["--json", "--tasks"], b"", ": no tasks"),
+        (
+            ["--task", "Look.", "--fleet"],
+            f"robots: [{ONE % 'Crawler'}, {ONE % 'crawler'}]".encode(),
+            ": two robots of the fleet are called 'crawler' (case is ignored); names must be distinct",
+        ),
+        (
+            ["--task", "Look.", "--fleet"],
+            b"robots: []",
+            ": the fleet has no robots; list at least one under 'robots:'",
+        ),
+        (["--task", "Look.", "--fleet"], b"", ": expected one key 'robots' with a list of robots"),
+        (
+            ["--task", "Look.", "--image"],
+            b"BM\x3a\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0\1\0\0\0\1\0\0\0\1\0\x18\0" + bytes(24) + b"\1\2\3\0",
+            ": 1x1 pixels show no scene; at least 8 a side are needed",
+        ),
+        (["--task", "Look.", "--image"], b"", ": the file is empty"),
+        (["--task", "Look.", "--coverage=0.3"], None, "coverage must be from 0.5 to 0.99, found 0.3"),
+        (["--task", "Look.", "--coverage=1"], None, "coverage must be from 0.5 to 0.99, found 1.0"),
+        (["--task", "Look.", "--coverage=nan"], None, "coverage must be from 0.5 to 0.99, found nan"),
+        (
+            ["--task", "Look.", "--coverage=0.9", "--fleet"],
+            f"robots: [{ONE % 'Crawler'}]".encode(),
+            "no coverage can be promised for this fleet (Crawler): the model's calibration was fitted for another",
+        ),
+    ],
+    ids=lambda value: " ".join(flag[:20] for flag in value) if isinstance(value, list) else "",
+)
+def test_bad_input_of_select_is_one_line(
+    run: Callable[..., Ran],
+    vouching_folder: Path,
+    tmp_path: Path,
+    flags: list[str],
+    content: bytes | None,
+    message: str,
+) -> None:
+    file = tmp_path / "given"
+    if content is not None:
+        file.write_bytes(content)
+    found = run("select", "--model", vouching_folder, *flags, *([file] if content is not None else [])).error("select")
+    assert found.removeprefix(str(file)).startswith(message)
+
+
+def test_coverage_of_a_model_that_was_not_calibrated_is_one_line(run: Callable[..., Ran], tiny_folder: Path) -> None:
+    assert run("select", "--model", tiny_folder, "--task", "Look.", "--coverage", "0.9").error("select") == (
+        "no coverage can be promised: the model was calibrated on 0 validation tasks, prediction sets need 100;"
+        " train on more robot tasks, or ask without coverage"
+    )
+
+
 def test_an_unknown_robot_in_a_file_is_one_line(run: Callable[..., Ran], tiny_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "robots.json"
     data.write_text(json.dumps([{"instruction": "Robots: ...", "input": "Task: Look.", "output": "Submarine"}]))

@@ -30,6 +30,7 @@ from embervlm.selection import (
     Selection,
     SelectionError,
     _Writer,
+    fleet_mark,
     read_task_lines,
 )
 from embervlm.tokens import encode_text
@@ -196,6 +197,95 @@ def test_calibration_tempers_the_confidence_and_sets_the_threshold(
         assert set(selection.selected) == expected
 
 
+def thresholds(**at: float) -> tuple[float, ...]:
+    """Thresholds of prediction sets: 0, and from each named percent (``p90``) on the given one."""
+    levels = {int(name[1:]): threshold for name, threshold in at.items()}
+    return tuple(max((t for percent, t in levels.items() if percent <= p), default=0.0) for p in range(50, 100))
+
+
+@pytest.fixture
+def vouching(make_selector: Callable[..., RobotSelector]) -> RobotSelector:
+    """A selector whose sets hold one robot up to 79%, up to two thirds of the probability from 80%, all from 99%."""
+    selector = make_selector(1)
+    selector.calibration = Calibration(
+        2.0, 0.5, 400, fleet_mark(selector.fleet), thresholds(p80=0.5, p90=2 / 3, p99=1.0)
+    )
+    return selector
+
+
+def test_prediction_sets(vouching: RobotSelector) -> None:
+    leading = [0.05, 0.15, 0.5, 0.2, 0.1]
+    best_first = [NAMES[2], NAMES[3], NAMES[1], NAMES[4], NAMES[0]]
+    # Before the second stands 0.5, before the third 0.7.
+    for coverage, size in ((0.5, 1), (0.79, 1), (0.8, 2), (0.9, 2), (0.98, 2), (0.99, 5)):
+        assert vouching.prediction_set(leading, coverage) == best_first[:size]
+    # Between two whole percents the higher one counts.
+    assert vouching.prediction_set(leading, 0.789) == best_first[:1]
+    assert vouching.prediction_set(leading, 0.791) == best_first[:2]
+    assert vouching.prediction_set(leading, 0.57) == best_first[:1]
+    assert vouching.prediction_set([0.2] * 5, 0.5) == [NAMES[0]]
+    assert vouching.prediction_set([0.0, 0.0, 0.0, 0.0, 1.0], 0.98) == [NAMES[4]]
+
+
+def test_an_answer_names_its_prediction_set_if_it_is_asked(vouching: RobotSelector, picture: Path) -> None:
+    for image in (None, picture):
+        plain = vouching.select(TASKS[0], image, reason=False)
+        check_contract(plain, NAMES, reason=False)
+        assert plain.candidates is None
+        for coverage in (0.5, 0.9, 0.99):
+            asked = vouching.select(TASKS[0], image, reason=False, coverage=coverage, top_n=1)
+            leading = {robot.robot: robot.confidence for robot in plain.robots}
+            assert asked.candidates == vouching.prediction_set([leading[name] for name in NAMES], coverage)
+            assert asked.candidates[0] == asked.primary == plain.primary
+            answer = json.loads(json.dumps(asked.to_dict()))
+            assert list(answer)[-3:] == ["timing_ms", "prediction_set", "ask_a_person"]
+            assert answer["prediction_set"] == asked.candidates
+            assert answer["ask_a_person"] is (len(asked.candidates) > 1)
+        assert asked.candidates == [robot.robot for robot in plain.robots]
+
+
+@pytest.mark.parametrize("coverage", [0.0, 0.49, 0.991, 1.0, -0.9, 90.0, math.nan, math.inf])
+def test_a_coverage_out_of_range_is_refused(vouching: RobotSelector, coverage: float) -> None:
+    expected = f"coverage must be from 0.5 to 0.99, found {coverage}"
+    for ask in (
+        lambda: vouching.select(TASKS[0], coverage=coverage),
+        lambda: vouching.prediction_set([0.2] * 5, coverage),
+    ):
+        with pytest.raises(SelectionError) as caught:
+            ask()
+        assert str(caught.value) == expected
+
+
+def test_coverage_is_refused_where_nothing_vouches_for_it(vouching: RobotSelector) -> None:
+    fitted = vouching.calibration
+    few = "the model was calibrated on 20 validation tasks, prediction sets need 100"
+    for calibration, message in (
+        (Calibration(2.0, 0.5, 20, fitted.fleet), few),
+        (Calibration(), "calibrated on 0 validation tasks"),
+        (Calibration(2.0, 0.5, 400), "calibration has no prediction sets; finish stage 3 again"),
+    ):
+        vouching.calibration = calibration
+        with pytest.raises(SelectionError, match=message):
+            vouching.select(TASKS[0], coverage=0.9)
+        check_contract(vouching.select(TASKS[0], reason=False), NAMES, reason=False)
+
+
+def test_coverage_is_refused_for_another_fleet(vouching: RobotSelector) -> None:
+    robots = Fleet.default().robots
+    vouching.select(TASKS[0], reason=False, coverage=0.9, fleet=Fleet(robots[::-1]))
+    for fleet in (Fleet(robots[:4]), Fleet([*robots[:4], Robot("Crawler", ("pipes",))])):
+        with pytest.raises(SelectionError) as caught:
+            vouching.select(TASKS[0], reason=False, coverage=0.9, fleet=fleet)
+        assert str(caught.value) == (
+            f"no coverage can be promised for this fleet ({', '.join(fleet.names)}): the model's calibration was"
+            " fitted for another; ask without coverage, or train with this fleet"
+        )
+    # A model folder whose fleet file was exchanged is another fleet, too.
+    vouching.fleet = Fleet(robots[:4])
+    with pytest.raises(SelectionError, match="fitted for another"):
+        vouching.prediction_set([0.25] * 4, 0.9)
+
+
 UNSEEN = """
 robots:
   - {name: Drone, capabilities: [flying], limitations: [], environments: []}
@@ -339,6 +429,23 @@ def test_a_picture_that_is_none_is_refused(selectors: list[RobotSelector], tmp_p
         selectors[0].select(TASKS[0], tmp_path / "missing.png")
 
 
+@pytest.mark.parametrize("size", [(1, 1), (7, 300), (300, 7)])
+def test_a_picture_of_a_few_pixels_is_refused(
+    selectors: list[RobotSelector], tmp_path: Path, size: tuple[int, int]
+) -> None:
+    file = tmp_path / "scene.png"
+    Image.new("RGB", size).save(file)
+    fault = f": {size[0]}x{size[1]} pixels show no scene; at least 8 a side are needed"
+    for image, name in ((file, str(file)), (file.read_bytes(), "picture"), (Image.new("RGB", size), "picture")):
+        with pytest.raises(ImageError) as caught:
+            selectors[0].select(TASKS[0], image)
+        assert str(caught.value) == name + fault
+    Image.new("RGB", (8, 8)).save(file)
+    check_contract(selectors[0].select(TASKS[0], file, reason=False), NAMES, reason=False)
+    # Data of any size are scored, so that one odd picture does not stop a calibration.
+    assert selectors[0].score(TASKS[:1], [Image.new("RGB", size)])[0].shape == (1, 5)
+
+
 def test_a_robot_that_cannot_be_described_in_the_positions_is_refused(selectors: list[RobotSelector]) -> None:
     talker = Fleet([Robot("Talker", tuple(f"{'電' * 20} {number}" for number in range(20)))])
     with pytest.raises(PreflightError, match=r"the robot 'Talker': \d+ tokens"):
@@ -359,6 +466,13 @@ def test_calibration_files(tmp_path: Path) -> None:
     fitted = Calibration(1.7, 0.35, 40)
     file.write_text(json.dumps(fitted.to_dict()))
     assert Calibration.from_folder(tmp_path) == fitted
+    whole = Calibration(1.7, 0.35, 400, "0123456789abcdef", thresholds(p70=0.25, p95=1.0))
+    file.write_text(json.dumps(whole.to_dict()))
+    assert Calibration.from_folder(tmp_path) == whole
+    # As files were before there were prediction sets.
+    file.write_text('{"temperature": 1.7, "member_threshold": 0.35, "samples": 40}')
+    assert Calibration.from_folder(tmp_path) == fitted
+    sets = '{"temperature": 1.7, "member_threshold": 0.35, "samples": 400, "fleet": "00", "set_thresholds": %s}'
     for content in (
         "{",
         "[]",
@@ -367,6 +481,14 @@ def test_calibration_files(tmp_path: Path) -> None:
         '{"temperature": 0, "member_threshold": 0.5, "samples": 1}',
         '{"temperature": NaN, "member_threshold": 0.5, "samples": 1}',
         '{"temperature": 1, "member_threshold": 1.5, "samples": 1}',
+        '{"temperature": 1, "member_threshold": 0.5, "samples": Infinity}',
+        sets % "3",
+        sets % '["a"]',
+        sets % ([0.5] * 49),
+        sets % ([0.5] * 49 + [0.4]),
+        sets % ([0.5] * 49 + [1.5]),
+        sets % ([-0.5] * 50),
+        sets % "[NaN%s]" % (", 0.5" * 49),
     ):
         file.write_text(content)
         with pytest.raises(WeightsError) as caught:
@@ -378,6 +500,9 @@ def test_task_lines(tmp_path: Path) -> None:
     file = tmp_path / "tasks.jsonl"
     file.write_text('{"task": "Look.", "image": "a/b.jpg"}\n\n{"task": "Go.", "image": null}\n{"task": "Сядь."}\n')
     assert read_task_lines(file) == [("Look.", tmp_path / "a" / "b.jpg"), ("Go.", None), ("Сядь.", None)]
+    # Within a text, what Unicode also counts as a line's end; between lines, as Windows ends them.
+    file.write_bytes('{"task": "Look.\u2028Go."}\r\n{"task": "Sit."}\r\n'.encode())
+    assert read_task_lines(file) == [("Look.\u2028Go.", None), ("Sit.", None)]
 
 
 @pytest.mark.parametrize(
@@ -388,6 +513,14 @@ def test_task_lines(tmp_path: Path) -> None:
         ('{"task": 3}', ', line 1: expected {"task": text} and optionally "image": a file name'),
         ('["Look."]', ', line 1: expected {"task": text}'),
         ('{"task": "Look.", "picture": "a.jpg"}', ', line 1: expected {"task": text}'),
+        (
+            '{"task": "Look.", "robot": "Drone", "by": 3}',
+            ", line 1: expected {\"task\": text} and optionally \"image\": a file name; found also: 'by', 'robot'",
+        ),
+        ('{"task": "Look."}\n{"task": " "}', ", line 2: the task is empty; say in a sentence"),
+        ('{"task": "%s"}' % ("a" * 100_000), ", line 1: the task has 100000 characters; at most 2000 are read"),
+        ('{"task": "Look.", "task": "Go."}', ", line 1: not JSON (a key occurs twice in an object)"),
+        ('{"task": "Look \\ud800."}', ", line 1: the task is not Unicode text: character 6 is none; write UTF-8"),
         ('{"task": "Look.", "image": 3}', ", line 1: image must be a file name, found 3"),
         ("[" * 50_000, ", line 1: not JSON ("),
     ],
