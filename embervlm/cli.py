@@ -165,7 +165,9 @@ def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
         "--train", type=Path, metavar="PATH", help="measure baselines too, trained on these robot files"
     )
     parser.add_argument("--fleet", type=Path, metavar="FILE", help="who can be sent; the model's own fleet without it")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page, report.json and cases.jsonl there")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write a page, plots, report.json and cases.jsonl there"
+    )
     parser.add_argument(
         "--coverage", type=float, default=0.9, metavar="C", help="of the prediction sets, 0.5 to 0.99 (default 0.9)"
     )
@@ -183,11 +185,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--folds must be 2 or more, found {arguments.folds}")
     if arguments.report is not None and arguments.report.exists() and not arguments.report.is_dir():
         raise ValueError(f"{arguments.report}: is no folder; expected the name of one for the report")
+    from embervlm.evaluation.report import write_report
+    from embervlm.evaluation.report_plots import check_plots
     from embervlm.evaluation.run import cross_validate, evaluate
     from embervlm.fleet import Fleet
     from embervlm.selection import RobotSelector, check_coverage
 
     check_coverage(arguments.coverage)
+    if arguments.report is not None:
+        check_plots()
     fleet = Fleet.from_yaml(arguments.fleet) if arguments.fleet is not None else None
     common: dict[str, Any] = {"train": arguments.train, "seed": arguments.seed, "progress": _progress_line()}
     if arguments.folds is not None:
@@ -206,12 +212,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     text = json.dumps(found.to_dict(), indent=2, ensure_ascii=False)
     page = None
     if arguments.report is not None:
-        from embervlm.evaluation.report import write_report
-
         page = write_report(found, arguments.report)
         (arguments.report / "report.json").write_text(text + "\n", encoding="utf-8")
-        cases = "".join(json.dumps(case.to_dict(), ensure_ascii=False) + "\n" for case in found.cases)
-        (arguments.report / "cases.jsonl").write_text(cases, encoding="utf-8")
     print(text if arguments.json else _evaluation_for_people(found))
     if page is not None and not arguments.json:
         print(f"report: {page}")

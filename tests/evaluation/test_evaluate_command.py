@@ -75,6 +75,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_json_report_and_cases(evaluate: Callable[..., Ran], data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     folder = tmp_path / "made" / "report"
     code, out, err = evaluate("--data", data, "--json", "--report", folder, "--written", 2)
     assert code == 0
@@ -90,6 +91,15 @@ def test_json_report_and_cases(evaluate: Callable[..., Ran], data: Path, tmp_pat
     assert len(cases) == 5 and sum(case["written"] is not None for case in cases) == 2
     assert len(list(folder.glob("*.html"))) == 1
     assert "shuffled pictures: 3 tasks" in err.splitlines()
+
+
+def test_a_report_that_cannot_be_drawn_is_refused_at_once(
+    refused: Callable[..., str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embervlm.evaluation.report_plots.find_spec", lambda name: None)
+    found = refused("--data", data, "--report", tmp_path / "report")
+    assert "matplotlib" in found and "embervlm[evaluate]" in found
+    assert not (tmp_path / "report").exists()
 
 
 def test_table_for_people(evaluate: Callable[..., Ran], data: Path, tmp_path: Path) -> None:
