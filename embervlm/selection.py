@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from embervlm.data.collate import Collator, Example, encode_fleet_text
+from embervlm.data.collate import Collator, Example, encode_fleet_text, hash_tasks
 from embervlm.data.images import ImageError, decode_image
 from embervlm.fleet import Fleet, Robot
 from embervlm.model.modeling_embervlm import FleetState
@@ -56,6 +56,7 @@ from embervlm.tokens import (
     ROBOT_SELECTION,
     encode_text,
 )
+from embervlm.words import hashed_words
 
 logger = logging.getLogger(__name__)
 
@@ -315,7 +316,8 @@ class RobotSelector:
             before = self._write_observations(writer, image is not None) if reason else []
             clock.lap("reasoning" if reason else "task")
             chosen = writer.read([CONTROL_IDS[ROBOT_SELECTION]])
-            leader_logits, member_logits = self.model.robot_head(chosen, state.robot_states)
+            words = self._word_vectors([task])
+            leader_logits, member_logits = self.model.robot_head(chosen, words, state)
             confidences, members = self._probabilities(leader_logits, member_logits)
             order = sorted(range(len(fleet)), key=lambda index: -confidences[0][index])
             names = [fleet.names[i] for i in self._selected(confidences[0], members[0])]
@@ -400,7 +402,8 @@ class RobotSelector:
                     use_cache=True,
                 ).last_hidden_state
                 at_selection = states[torch.arange(len(prompts)), torch.tensor([len(p) - 1 for p in prompts])]
-                leader, member = self.model.robot_head(at_selection, state.robot_states)
+                words = self._word_vectors([tasks[i] for i in rows])
+                leader, member = self.model.robot_head(at_selection, words, state)
                 leaders.append(leader.float())
                 members.append(member.float())
                 if progress is not None:
@@ -445,6 +448,11 @@ class RobotSelector:
             )
         pixels: NDArray[np.float32] = self.processor.image_processor.pixels(picture)
         return pixels
+
+    def _word_vectors(self, tasks: Sequence[str]) -> Tensor:
+        hashed = hash_tasks([hashed_words(task) for task in tasks])
+        vectors: Tensor = self.model.robot_head.word_vectors(hashed["task_hashes"], hashed["task_weights"])
+        return vectors
 
     def _fleet_state(self, fleet: Fleet) -> FleetState:
         if self._kept_fleet is None or self._kept_fleet[0] != fleet:

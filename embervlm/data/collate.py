@@ -7,7 +7,7 @@ and resumed whatever the number of workers. One that cannot be read is replaced 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +51,7 @@ from embervlm.prompts import (
     task_pieces,
 )
 from embervlm.tokens import CONTROL_IDS, END_OF_TEXT_ID, ROBOT_SELECTION, encode_text
+from embervlm.words import hashed_words, padded
 
 #: How often a task's text is trained too and not its selection alone, since the language head costs as much as the
 #: rest; how often, then, with its written grounds; and how often a task's picture is left out.
@@ -73,6 +74,7 @@ class Example:
         image_words: tokens of what is said about the picture, each once; empty where nothing is.
         task_index: the task's last place; None in stages 1 and 2.
         task_words: tokens of what the task requires, each once; empty where the data do not say.
+        hashed_task: the task's hashed words; None in stages 1 and 2.
         leader, members: one number a robot, as the model's ``leader_labels`` and ``member_labels``.
         robots: whom these stand for, all of them the task's own, around whom the batch puts a fleet together; empty
             for the run's fleet as it is.
@@ -86,6 +88,7 @@ class Example:
     image_words: tuple[int, ...] = ()
     task_index: int | None = None
     task_words: tuple[int, ...] = ()
+    hashed_task: Mapping[int, float] | None = None
     selection_index: int | None = None
     leader: tuple[float, ...] = ()
     members: tuple[float, ...] = ()
@@ -283,7 +286,8 @@ class RobotTaskDataset(_SampleDataset):
 
     def _example(self, index: int) -> Example:
         sample, rng = self.samples[index], self._random(index)
-        with_text = not self.augment or rng.random() < TEXT_SHARE
+        # What a teacher judges need not make sense, so that it is not learnt to be written.
+        with_text = (not self.augment or rng.random() < TEXT_SHARE) and sample.chances is None
         with_reasoning = self.augment and with_text and rng.random() < REASONING_SHARE
         with_image = sample.image is not None and not (self.augment and rng.random() < PICTURE_DROPOUT)
         leader = rng.randrange(len(sample.leaders))
@@ -306,15 +310,20 @@ class RobotTaskDataset(_SampleDataset):
             cut = selection_index + 1
             encoded = Encoded(encoded.input_ids[:cut], [IGNORED] * cut)
         names = [robot.name for robot in robots or self.fleet]
+        leading = tuple((name in sample.leaders) / len(sample.leaders) for name in names)
+        going = tuple(float(name in sample.selected) for name in names)
+        if sample.chances is not None:
+            leading, going = sample.chances.leading, sample.chances.going
         return Example(
             encoded,
             self._pixels(sample.image, rng) if with_image else None,
             self._words(sample.reasoning.environment if with_image and sample.reasoning else ""),
             task_index=self._task_length(sample, with_image) - 1,
             task_words=self._words(sample.reasoning.requirements if sample.reasoning else ""),
+            hashed_task=hashed_words(sample.task),
             selection_index=selection_index,
-            leader=tuple((name in sample.leaders) / len(sample.leaders) for name in names),
-            members=tuple(float(name in sample.selected) for name in names),
+            leader=leading,
+            members=going,
             robots=robots,
             lot=lot,
         )
@@ -324,6 +333,8 @@ class RobotTaskDataset(_SampleDataset):
         # Not of the numbers that vary the rest, which are the same whatever other robots there are.
         rng = random.Random(f"{self.seed}/{self._epoch}/{index}/fleet")
         drawn, lot = rng.random(), rng.getrandbits(32)
+        if sample.chances is not None:
+            return sample, (), 0
         if sample.fleet is not None:
             return sample, tuple(sample.fleet[name] for name in sample.selected), lot
         roles = {name: self.fleet[name] for name in sample.selected}
@@ -352,16 +363,30 @@ def vary(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def encode_fleet_text(fleet: Fleet, tokenizer: Any) -> dict[str, Tensor]:
-    """A fleet's descriptions as the model's ``fleet_input_ids`` (robots, longest) and ``fleet_lengths`` (robots,)."""
-    return _fleet_rows([encode_text(tokenizer, robot_description(robot)) for robot in fleet])
+    """A fleet's descriptions as the model's ``fleet_input_ids``, ``_lengths``, ``_hashes`` and ``_weights``."""
+    return _fleet_rows([_described(robot, tokenizer) for robot in fleet])
 
 
-def _fleet_rows(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+def _described(robot: Robot, tokenizer: Any) -> tuple[list[int], dict[int, float]]:
+    text = robot_description(robot)
+    return encode_text(tokenizer, text), hashed_words(text)
+
+
+def _fleet_rows(robots: Sequence[tuple[list[int], dict[int, float]]]) -> dict[str, Tensor]:
+    hashes, weights = padded([words for _, words in robots])
     return {
         # Any id will do behind a description; transformers would warn about that of the padding token.
-        "fleet_input_ids": _pad(rows, 0),
-        "fleet_lengths": torch.tensor([len(row) for row in rows]),
+        "fleet_input_ids": _pad([ids for ids, _ in robots], 0),
+        "fleet_lengths": torch.tensor([len(ids) for ids, _ in robots]),
+        "fleet_hashes": torch.from_numpy(hashes),
+        "fleet_weights": torch.from_numpy(weights),
     }
+
+
+def hash_tasks(rows: Sequence[Mapping[int, float]]) -> dict[str, Tensor]:
+    """Tasks' hashed words as the model's ``task_hashes`` and ``task_weights``, (tasks, words)."""
+    hashes, weights = padded(rows)
+    return {"task_hashes": torch.from_numpy(hashes), "task_weights": torch.from_numpy(weights)}
 
 
 class Collator:
@@ -379,7 +404,7 @@ class Collator:
     def __init__(self, tokenizer: Any, fleet: Fleet | None = None, others: Sequence[Robot] = ()) -> None:
         self.tokenizer, self.fleet, self.others = tokenizer, fleet, others
         self.fleet_text = encode_fleet_text(fleet, tokenizer) if fleet is not None else {}
-        self._described: dict[Robot, list[int]] = {}
+        self._described: dict[Robot, tuple[list[int], dict[int, float]]] = {}
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """The batch, by the names of the model's arguments; ``FAILURES`` too, a list, where there are any."""
@@ -400,6 +425,7 @@ class Collator:
         if self.fleet is not None:
             batch["task_index"] = torch.tensor([example.task_index for example in examples])
             batch |= _words("task_words", [example.task_words for example in examples])
+            batch |= hash_tasks([example.hashed_task or {} for example in examples])
             batch["selection_index"] = torch.tensor([example.selection_index for example in examples])
             if any(example.robots for example in examples):
                 return batch | self._fleets(examples, self.fleet)
@@ -430,9 +456,9 @@ class Collator:
             **_fleet_rows([self._description(robot) for robot in pool]),
         }
 
-    def _description(self, robot: Robot) -> list[int]:
+    def _description(self, robot: Robot) -> tuple[list[int], dict[int, float]]:
         if robot not in self._described:
-            self._described[robot] = encode_text(self.tokenizer, robot_description(robot))
+            self._described[robot] = _described(robot, self.tokenizer)
         return self._described[robot]
 
 

@@ -30,6 +30,11 @@ REWORDED = ", reworded "
 _ATTEMPTS = 60
 
 
+def is_reworded(sample: RobotSample) -> bool:
+    """Whether a sample is a rewording and not as its file has it."""
+    return REWORDED in sample.id
+
+
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 

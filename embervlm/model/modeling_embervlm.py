@@ -25,6 +25,8 @@ from embervlm.prompts import IGNORED
 
 #: What cosine similarities are divided by in :func:`matching_loss`.
 MATCHING_TEMPERATURE = 0.07
+#: How many of a text's words the robot head's match by words does without in training.
+WORD_DROPOUT = 0.3
 
 
 @dataclass
@@ -33,10 +35,12 @@ class FleetState:
 
     Attributes:
         robot_states: the last state of each description, (robots, width).
+        robot_words: the vector of each description's words, (robots, word width).
         keys, values: of every layer, all descriptions' tokens one after another, (1, heads, fleet tokens, head width).
     """
 
     robot_states: Tensor
+    robot_words: Tensor
     keys: list[Tensor]
     values: list[Tensor]
 
@@ -95,25 +99,78 @@ class Projector(nn.Module):
         return cast(Tensor, self.down(F.gelu(self.up(self.norm(tokens)))))
 
 
-class RobotHead(nn.Module):
-    """Compares the state at ``<|robot_selection|>`` with each robot's own state: one logit for each robot in use."""
+class RobotMatch(nn.Module):
+    """Compares a vector of each prompt with one of each robot: one logit for each robot in use."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, prompt_width: int, robot_width: int) -> None:
+        super().__init__()
+        self.leader_query = nn.Linear(prompt_width, prompt_width)
+        self.leader_key = nn.Linear(robot_width, prompt_width)
+        self.member_query = nn.Linear(prompt_width, prompt_width)
+        self.member_key = nn.Linear(robot_width, prompt_width)
+        self.scale = prompt_width**-0.5
+
+    def forward(self, prompts: Tensor, robots: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, width) and (robots, their width) -> leader logits and member logits, each (batch, robots)."""
+        leader = self.leader_query(prompts) @ self.leader_key(robots).T * self.scale
+        member = self.member_query(prompts) @ self.member_key(robots).T * self.scale
+        return leader, member
+
+
+class RobotHead(nn.Module):
+    """Who leads and who goes along, by two matches whose logits are added.
+
+    The first reads what the language model made of fleet, picture and task: its state at ``<|robot_selection|>``. The
+    second reads the task's hashed words alone (:mod:`embervlm.words`): single words decide many tasks, and a few
+    thousand tasks teach that better to a flat model than to a deep one (Cheng et al., Wide & Deep, arXiv 1606.07792).
+    Each has a loss of its own; in a common one the first learns the training tasks by heart before the second has
+    learnt a word.
+    """
+
+    def __init__(self, width: int, word_places: int, word_width: int) -> None:
         super().__init__()
         self.state_norm = nn.LayerNorm(width)
         self.robot_norm = nn.LayerNorm(width)
-        self.leader_query = nn.Linear(width, width)
-        self.leader_key = nn.Linear(width, width)
-        self.member_query = nn.Linear(width, width)
-        self.member_key = nn.Linear(width, width)
-        self.scale = width**-0.5
+        self.by_state = RobotMatch(width, width)
+        self.words = nn.Embedding(word_places, word_width)
+        # Robots must differ from the start for tasks to learn whose they are; a task's vector grows as it learns.
+        self.description_norm = nn.LayerNorm(word_width)
+        self.by_words = RobotMatch(word_width, word_width + width)
+        self.rarity: Tensor
+        self.register_buffer("rarity", torch.ones(word_places))
 
-    def forward(self, state: Tensor, robot_states: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, width) and (robots, width) -> leader logits and member logits, each (batch, robots)."""
-        state, robots = self.state_norm(state), self.robot_norm(robot_states)
-        leader = self.leader_query(state) @ self.leader_key(robots).T * self.scale
-        member = self.member_query(state) @ self.member_key(robots).T * self.scale
-        return leader, member
+    def word_vectors(self, hashes: Tensor, weights: Tensor) -> Tensor:
+        """The vectors of texts by their hashed words, (texts, word width); in training some words are left out.
+
+        Args:
+            hashes, weights: (texts, words), of :func:`embervlm.words.padded`.
+        """
+        places = hashes % self.words.num_embeddings
+        weights = weights * self.rarity[places]
+        if self.training:
+            weights = weights * (torch.rand_like(weights) >= WORD_DROPOUT)
+        weights = F.normalize(weights, dim=-1)
+        vectors: Tensor = (weights[:, None] @ self.words(places))[:, 0]
+        return vectors
+
+    def parts(self, state: Tensor, words: Tensor, fleet: FleetState) -> list[tuple[Tensor, Tensor]]:
+        """The leader and member logits of each match, each (batch, robots).
+
+        Args:
+            state: at ``<|robot_selection|>``, (batch, width).
+            words: :meth:`word_vectors` of the tasks, (batch, word width).
+            fleet: in use.
+        """
+        robots = self.robot_norm(fleet.robot_states)
+        return [
+            self.by_state(self.state_norm(state), robots),
+            self.by_words(words, torch.cat([self.description_norm(fleet.robot_words), robots], -1)),
+        ]
+
+    def forward(self, state: Tensor, words: Tensor, fleet: FleetState) -> tuple[Tensor, Tensor]:
+        """Leader logits and member logits, each (batch, robots); the arguments are those of :meth:`parts`."""
+        (leader, member), (leader_by_words, member_by_words) = self.parts(state, words, fleet)
+        return leader + leader_by_words, member + member_by_words
 
 
 class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -136,7 +193,7 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         self.vision = RepViT(vision.widths, vision.depths)
         self.projector = Projector(vision.widths[-1], text.hidden_size)
         self.language_model = GPT2LMHeadModel(text)
-        self.robot_head = RobotHead(text.hidden_size)
+        self.robot_head = RobotHead(text.hidden_size, config.word_places, config.word_width)
         self.image_tokens = vision.image_tokens
         self.post_init()
 
@@ -199,13 +256,19 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         return [None if each is None else next(parts).view(*each.shape, -1) for each in ids]
 
     def encode_fleet(
-        self, fleet_input_ids: Tensor, fleet_lengths: Tensor, embeddings: Tensor | None = None
+        self,
+        fleet_input_ids: Tensor,
+        fleet_lengths: Tensor,
+        fleet_hashes: Tensor,
+        fleet_weights: Tensor,
+        embeddings: Tensor | None = None,
     ) -> FleetState:
         """Encode the descriptions of a fleet, each on its own.
 
         Args:
             fleet_input_ids: (robots, longest description), padded at the end with any id.
             fleet_lengths: tokens of each description, (robots,).
+            fleet_hashes, fleet_weights: hashed words of each description, (robots, words).
             embeddings: of the ids, where they are known already, (robots, longest description, width).
         """
         cache = DynamicCache()
@@ -223,6 +286,7 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
 
         return FleetState(
             robot_states=states[torch.arange(robots, device=states.device), fleet_lengths - 1],
+            robot_words=self.robot_head.word_vectors(fleet_hashes, fleet_weights),
             keys=[in_a_row(layer.keys) for layer in cache.layers],
             values=[in_a_row(layer.values) for layer in cache.layers],
         )
@@ -266,11 +330,15 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         logits_to_keep: int | Tensor = 0,
         fleet_input_ids: Tensor | None = None,
         fleet_lengths: Tensor | None = None,
+        fleet_hashes: Tensor | None = None,
+        fleet_weights: Tensor | None = None,
         fleet_mask: Tensor | None = None,
         selection_index: Tensor | None = None,
         leader_labels: Tensor | None = None,
         member_labels: Tensor | None = None,
         image_words: Tensor | None = None,
+        task_hashes: Tensor | None = None,
+        task_weights: Tensor | None = None,
         task_index: Tensor | None = None,
         task_words: Tensor | None = None,
         **kwargs: Any,
@@ -290,12 +358,14 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             logits_to_keep: how many last places get logits (0: all), or their indices.
             fleet_input_ids: (robots, longest description); the prompts then attend to this fleet.
             fleet_lengths: tokens of each description, (robots,).
+            fleet_hashes, fleet_weights: hashed words of each description, (robots, words).
             fleet_mask: (batch, robots), bool, which robots each prompt's own fleet has: it attends to no other, and the
-                others' logits are the smallest number. Without it every prompt has all of them.
+                others' logits are very small numbers. Without it every prompt has all of them.
             selection_index: (batch,), the place at which the robot head reads.
             leader_labels: (batch, robots), the probability that each robot leads; rows sum to 1.
             member_labels: (batch, robots), 1 for every robot to send.
             image_words: (pictures, words), tokens of what is said about each picture, -100 where there are fewer.
+            task_hashes, task_weights: hashed words of each task, (batch, words).
             task_index: (batch,), the task's last place.
             task_words: (batch, words), tokens of what each task requires, -100 where there are fewer.
             kwargs: ignored; transformers passes some to every model.
@@ -317,8 +387,13 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             inputs_embeds = self.embed(cast(Tensor, input_ids), features, text)
         batch, tokens = inputs_embeds.shape[:2]
         fleet = None
-        if fleet_input_ids is not None and fleet_lengths is not None:
-            fleet = self.encode_fleet(fleet_input_ids, fleet_lengths, fleet_text)
+        if (
+            fleet_input_ids is not None
+            and fleet_lengths is not None
+            and fleet_hashes is not None
+            and fleet_weights is not None
+        ):
+            fleet = self.encode_fleet(fleet_input_ids, fleet_lengths, fleet_hashes, fleet_weights, fleet_text)
             past_key_values = fleet.cache(batch)
             position_ids = torch.arange(tokens, device=inputs_embeds.device)[None]
             if fleet_mask is not None:
@@ -341,22 +416,26 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
 
         result = EmberVLMOutput(past_key_values=outputs.past_key_values if use_cache else None)
         losses: list[Tensor] = []
-        if fleet is not None and selection_index is not None:
+        if fleet is not None and selection_index is not None and task_hashes is not None and task_weights is not None:
             at_selection = states[torch.arange(batch, device=states.device), selection_index]  # (batch, width)
-            result.leader_logits, result.member_logits = self.robot_head(at_selection, fleet.robot_states)
+            words = self.robot_head.word_vectors(task_hashes, task_weights)
+            leading, going = zip(*self.robot_head.parts(at_selection, words, fleet), strict=True)
             if fleet_mask is not None:
-                least = torch.finfo(result.leader_logits.dtype).min
-                result.leader_logits = result.leader_logits.masked_fill(~fleet_mask, least)
-                result.member_logits = result.member_logits.masked_fill(~fleet_mask, least)
+                least = torch.finfo(states.dtype).min / 4  # so that their sum is a number too
+                leading = tuple(part.masked_fill(~fleet_mask, least) for part in leading)
+                going = tuple(part.masked_fill(~fleet_mask, least) for part in going)
+            result.leader_logits, result.member_logits = leading[0] + leading[1], going[0] + going[1]
             if leader_labels is not None:
-                result.leader_loss = F.cross_entropy(result.leader_logits.float(), leader_labels.float())
+                by_match = [F.cross_entropy(part.float(), leader_labels.float()) for part in leading]
+                result.leader_loss = torch.stack(by_match).sum()
                 losses.append(result.leader_loss)
             if member_labels is not None:
-                result.member_loss = F.binary_cross_entropy_with_logits(
-                    result.member_logits.float(),
-                    member_labels.float(),
-                    weight=None if fleet_mask is None else fleet_mask * (fleet_mask.numel() / fleet_mask.sum()),
-                )
+                weight = None if fleet_mask is None else fleet_mask * (fleet_mask.numel() / fleet_mask.sum())
+                by_match = [
+                    F.binary_cross_entropy_with_logits(part.float(), member_labels.float(), weight=weight)
+                    for part in going
+                ]
+                result.member_loss = torch.stack(by_match).sum()
                 losses.append(result.member_loss)
         if image_words is not None and said is not None and features is not None:
             result.image_loss = matching_loss(features.mean(1), image_words, said)

