@@ -137,7 +137,8 @@ class RobotHead(nn.Module):
         self.description_norm = nn.LayerNorm(word_width)
         self.by_words = RobotMatch(word_width, word_width + width)
         self.rarity: Tensor
-        self.register_buffer("rarity", torch.ones(word_places))
+        # How much each row tells (`embervlm.words.rarity`): 0 until stage 3 knows its tasks.
+        self.register_buffer("rarity", torch.zeros(word_places))
 
     def word_vectors(self, hashes: Tensor, weights: Tensor) -> Tensor:
         """The vectors of texts by their hashed words, (texts, word width); in training some words are left out.

@@ -1,7 +1,7 @@
 """Training tasks in altered words, for a teacher to judge: parts of tasks, joined parts, neighbouring words.
 
-Unlike the rewordings of ``robot_rewording`` these need not mean what the task meant, so that its label does not hold for
-them; they reach words and turns that no training task has (Jiao et al., TinyBERT, arXiv 1909.10351, section 3.2).
+Unlike the rewordings of ``robot_rewording`` these need not mean what the task meant, so that its label does not hold;
+they reach words and turns that no training task has (Jiao et al., TinyBERT, arXiv 1909.10351, section 3.2).
 """
 
 from __future__ import annotations

@@ -263,11 +263,15 @@ def _learn_from_teacher(run: Run, teacher: str, arguments: TrainingArguments) ->
 
 
 def _tell_rarity(model: Any, samples: Sequence[RobotSample], fleet: Fleet) -> None:
-    """Give the robot head how rare each hashed word is in the training tasks and the robots' descriptions."""
+    """Give the robot head how rare each hashed word is in the training tasks and the robots' descriptions.
+
+    What an earlier stage 3 told it stays: its words were learnt with that.
+    """
     tasks = dict.fromkeys(sample.task for sample in samples if not is_reworded(sample))
     robots = dict.fromkeys([*fleet, *other_robots(samples, fleet)])
     counted = rarity([*tasks, *(robot_description(robot) for robot in robots)], len(model.robot_head.rarity))
-    model.robot_head.rarity.copy_(torch.from_numpy(counted))
+    known = model.robot_head.rarity
+    known.copy_(torch.where(known > 0, known, torch.from_numpy(counted)))
 
 
 def _datasets(run: Run, stage: int, processor: Any) -> tuple[Any, Any]:
