@@ -33,14 +33,14 @@ def test_its_size_is_what_the_card_says(parts: dict[str, list[RobotSample]]) -> 
         )
         for part, tasks in parts.items()
     }
-    assert counts == {"train": (4950, 1300, 4941, 46), "test": (800, 214, 800, 8)}
+    assert counts == {"train": (6550, 1861, 6541, 78), "test": (800, 214, 800, 8)}
     card = (COLLECTION / "README.md").read_text(encoding="utf-8")
-    assert "| `train/tasks.jsonl` | 4,950 | 1,300 | 4,941 | 46 |" in card
+    assert "| `train/tasks.jsonl` | 6,550 | 1,861 | 6,541 | 78 |" in card
     assert "| `test/tasks.jsonl` | 800 | 214 | 800 | 8 |" in card
 
 
 def test_robots_lead_equally_often(parts: dict[str, list[RobotSample]]) -> None:
-    assert Counter(task.leaders for task in parts["train"]) == {(name,): 990 for name in FLEET.names}
+    assert Counter(task.leaders for task in parts["train"]) == {(name,): 1310 for name in FLEET.names}
     assert Counter(task.leaders for task in parts["test"]) == {(name,): 160 for name in FLEET.names}
 
 
@@ -61,7 +61,7 @@ def test_nothing_of_the_test_is_in_training(parts: dict[str, list[RobotSample]])
 
 def test_it_is_split_by_voice_and_family_and_reworded(parts: dict[str, list[RobotSample]]) -> None:
     data = load_robot_tasks(COLLECTION / "train", FLEET)
-    assert len(data.validation) == 539 and len(data.train) == 3 * (4950 - 539)
+    assert len(data.validation) == 640 and len(data.train) == 3 * (6550 - 640)
     assert not {task.family for task in data.train} & {task.family for task in data.validation}
     assert Counter(task.voice for task in data.validation) == {"agronomist": 89} | dict.fromkeys(
         ("ranger-note", "dispatcher", "shift-report", "harbour-master", "plain-short"), 90
