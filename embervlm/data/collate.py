@@ -6,6 +6,7 @@ and resumed whatever the number of workers. One that cannot be read is replaced 
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -54,10 +55,20 @@ from embervlm.tokens import CONTROL_IDS, END_OF_TEXT_ID, ROBOT_SELECTION, encode
 from embervlm.words import hashed_words, padded
 
 #: How often a task's text is trained too and not its selection alone, since the language head costs as much as the
-#: rest; how often, then, with its written grounds; and how often a task's picture is left out.
+#: rest, and how often that of a task with a plan; how often, then, with its written grounds; and how often a task's
+#: picture is left out.
 TEXT_SHARE = 0.25
+PLAN_TEXT_SHARE = 0.6
 REASONING_SHARE = 0.6
 PICTURE_DROPOUT = 0.05
+
+#: How often a picture is blurred or sharpened, gets noise, and is compressed again.
+FILTER_SHARE = 0.3
+NOISE_SHARE = 0.4
+JPEG_SHARE = 0.2
+
+#: Weights of red, green and blue in grey (ITU-R BT.601).
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)
 
 #: The batch's entry that is not the model's: what could not be read, for the trainer to take out and count.
 FAILURES = "failures"
@@ -180,7 +191,9 @@ class _SampleDataset(Dataset[Example]):
 
     def _pixels(self, source: Any, rng: random.Random) -> NDArray[np.float32]:
         image = decode_image(source) if isinstance(source, bytes) else read_picture(source)
-        pixels: NDArray[np.float32] = self.image_processor.pixels(vary(image, rng) if self.augment else image)
+        if self.augment:
+            image = vary(image, rng, self.image_processor.size["height"] * 5 // 4)
+        pixels: NDArray[np.float32] = self.image_processor.pixels(image)
         return pixels
 
 
@@ -287,7 +300,8 @@ class RobotTaskDataset(_SampleDataset):
     def _example(self, index: int) -> Example:
         sample, rng = self.samples[index], self._random(index)
         # What a teacher judges need not make sense, so that it is not learnt to be written.
-        with_text = (not self.augment or rng.random() < TEXT_SHARE) and sample.chances is None
+        text_share = PLAN_TEXT_SHARE if sample.plan else TEXT_SHARE
+        with_text = (not self.augment or rng.random() < text_share) and sample.chances is None
         with_reasoning = self.augment and with_text and rng.random() < REASONING_SHARE
         with_image = sample.image is not None and not (self.augment and rng.random() < PICTURE_DROPOUT)
         leader = rng.randrange(len(sample.leaders))
@@ -349,17 +363,54 @@ class RobotTaskDataset(_SampleDataset):
         return len(self._encode(task_pieces(sample.task, with_image)).input_ids)
 
 
-def vary(image: Image.Image, rng: random.Random) -> Image.Image:
-    """A training picture seen a little differently: a crop of 75-100%, a flip, light, contrast and colour by 30%."""
-    scale = rng.uniform(0.75, 1.0) ** 0.5
-    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+def vary(image: Image.Image, rng: random.Random, largest: int) -> Image.Image:
+    """An RGB picture for training as another camera might have taken it in other light, its sides at most ``largest``.
+
+    A crop of 65-100% whose shape differs by up to a quarter, a flip, light, contrast and colour by 30%, half the time
+    a colour cast and light that falls off to one side and corner, and now and then blur or sharpening, sensor noise
+    and the traces of JPEG. What a picture shows keeps its colours' names.
+    """
+    scale, shape = rng.uniform(0.65, 1.0) ** 0.5, rng.uniform(-0.12, 0.12)
+    width = min(image.width, max(1, round(image.width * scale * (1 + shape))))
+    height = min(image.height, max(1, round(image.height * scale * (1 - shape))))
     left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
     image = image.crop((left, top, left + width, top + height))
+    if max(width, height) > largest:  # what the model does not see is not varied
+        image = image.resize((min(width, largest), min(height, largest)), reducing_gap=2.0)
     if rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = enhance(image).enhance(rng.uniform(0.7, 1.3))
+    if rng.random() < FILTER_SHARE:
+        radius = rng.uniform(0.3, 1.2)
+        image = image.filter(rng.choice((ImageFilter.BoxBlur(radius), ImageFilter.UnsharpMask(radius, 120, 0))))
+    image = Image.fromarray(_relit(np.asarray(image), rng))
+    if rng.random() < JPEG_SHARE:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=rng.randint(25, 80))
+        image = decode_image(buffer.getvalue())
     return image
+
+
+def _relit(picture: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
+    """The picture, (height, width, 3), in other light and with a sensor's noise."""
+    height, width, _ = picture.shape
+    pixels = picture.astype(np.float32)
+    grey = pixels @ _GREY
+    light, contrast, colour = (rng.uniform(0.7, 1.3) for _ in range(3))
+    mean = float(grey.mean())
+    pixels *= light * contrast * colour
+    pixels += (light * contrast * (1 - colour) * grey + light * (1 - contrast) * mean)[..., None]
+    if rng.random() < 0.5:
+        # Warm to cold and green to purple; a lamp or the sky to one side.
+        warm, green = rng.uniform(-0.12, 0.12), rng.uniform(-0.06, 0.06)
+        pixels *= np.array([1 + warm, 1 + green, 1 - warm], np.float32)
+        across, down = (rng.uniform(-0.35, 0.35) for _ in range(2))
+        pixels *= (1 + across * np.linspace(-1, 1, width, dtype=np.float32))[:, None]
+        pixels *= (1 + down * np.linspace(-1, 1, height, dtype=np.float32))[:, None, None]
+    if rng.random() < NOISE_SHARE:
+        noise = np.frombuffer(rng.randbytes(pixels.size), np.int8).reshape(pixels.shape)
+        pixels += noise * np.float32(rng.uniform(0.02, 0.2))
+    varied: NDArray[np.uint8] = np.clip(pixels, 0, 255, out=pixels).astype(np.uint8)
+    return varied
 
 
 def encode_fleet_text(fleet: Fleet, tokenizer: Any) -> dict[str, Tensor]:

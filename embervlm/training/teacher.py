@@ -17,6 +17,7 @@ import random
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,21 +199,19 @@ def taught_samples(
     if (found := _read(cache, key)) is not None:
         logger.info("teacher: %d judged texts are in %s already", len(found), cache)
         return found
-    # The other processes wait meanwhile.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
     logger.info("teacher: %s learns from %d tasks and then judges %d altered texts", folder, len(own), texts)
-    teacher = Teacher(folder, len(fleet))
-    neighbours = teacher.neighbours(replaceable_words(own))
-    teacher.fit(own, fleet, seed=seed)
+    with _all_cores():
+        teacher = Teacher(folder, len(fleet))
+        neighbours = teacher.neighbours(replaceable_words(own))
+        teacher.fit(own, fleet, seed=seed)
     kept_back = {normalise_task(sample.task) for sample in held_out}
     altered = [
         (text, source)
         for text, source in perturbed_tasks(own, neighbours, texts, seed)
         if normalise_task(text) not in kept_back
     ]
-    leading, going = teacher.judge([text for text, _ in altered])
-    torch.set_num_threads(threads)
+    with _all_cores():
+        leading, going = teacher.judge([text for text, _ in altered])
     made = [
         _taught(f"taught/{number}", text, source, fleet, tuple(leads), tuple(goes))
         for number, ((text, source), leads, goes) in enumerate(
@@ -241,7 +240,8 @@ def word_embeddings(folder: str | Path, tokenizer: Any, width: int, std: float) 
     teacher = Teacher(folder, 1)
     count = len(tokenizer) - len(tokenizer.all_special_ids)
     texts = [tokenizer.decode([index]).strip() or "." for index in range(count)]
-    states = teacher.encode_many(texts, "word embeddings: token")
+    with _all_cores():
+        states = teacher.encode_many(texts, "word embeddings: token")
     states = states - states.mean(0)
     # The components of a seeded part are those of the whole, near enough.
     part = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:20_000]
@@ -317,6 +317,17 @@ def _read(path: Path, key: str) -> list[RobotSample] | None:
         entry |= {"leaders": tuple(entry["leaders"]), "selected": tuple(entry["selected"])}
         made.append(replace(RobotSample(**entry), chances=chances))
     return made
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Compute on all cores: the other processes wait meanwhile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Teller:
