@@ -21,13 +21,17 @@ _SHORTEST = 16
 
 _WORD = re.compile(r"[A-Za-z]{3,}")
 _SENTENCE_END = re.compile(r"(?<=[.!?;:])\s+")
+#: Words that are not replaced: what they say is mostly grammar, negation, time and place.
 _KEPT = frozenset(
-    """
-    the and for that this with from have has are was were will would can could should our your his her their its not
-    but you they she him them all any into out off over under about what when who how which than then there here
-    been being did does just only also very more most some such each own same too don isn wasn one two without until
-    while because before after between through
-    """.split()
+    re.findall(
+        "[a-z]+",
+        """
+        the and for that this with from have has are was were will would can could should our your his her their its not
+        but you they she him them all any into out off over under about what when who how which than then there here
+        been being did does just only also very more most some such each own same too don isn wasn one two without until
+        while because before after between through
+        """,
+    )
 )
 
 
