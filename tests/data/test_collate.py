@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from embervlm.data.collate import ConversationDataset, RobotTaskDataset
+from embervlm.data.collate import ConversationDataset, RobotTaskDataset, vary
 from embervlm.data.sample import RobotSample, Sample, Turn
 from embervlm.fleet import Fleet
 from embervlm.tokens import CONTROL_IDS, ROBOT_SELECTION, encode_text
@@ -70,3 +72,31 @@ def test_indexed_samples_are_asked_for_captions_and_not_gone_through(samples: li
     dataset = ConversationDataset(Indexed(samples), tiny_selector.processor, augment=True, seed=0)
     words = [dataset[place].image_words for place in range(len(samples))]
     assert words == [*(_words(tiny_selector.tokenizer, f"Caption of {n}.") for n in range(4)), ()]
+
+
+def test_a_picture_is_varied_the_same_way_for_the_same_numbers_and_never_beyond_its_frame() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    varied = [vary(picture, random.Random(seed), 100) for seed in range(40)]
+    assert [vary(picture, random.Random(seed), 100).tobytes() for seed in range(40)] == [v.tobytes() for v in varied]
+    assert len({v.tobytes() for v in varied}) == 40
+    assert np.array_equal(np.asarray(picture), noise)
+    assert {v.mode for v in varied} == {"RGB"}
+    assert all(60 <= v.width <= 100 and 60 <= v.height <= 90 for v in varied)
+
+
+def test_varied_light_keeps_which_colour_is_strongest() -> None:
+    for place in range(3):
+        colour = [50, 50, 50]
+        colour[place] = 150
+        picture = Image.new("RGB", (40, 30), tuple(colour))
+        for seed in range(60):
+            mean = np.asarray(vary(picture, random.Random(seed), 100), np.float64).mean((0, 1))
+            assert mean.argmax() == place
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (2, 1), (3000, 2)])
+def test_the_oddest_shapes_are_varied_too(size: tuple[int, int]) -> None:
+    for seed in range(60):
+        varied = vary(Image.new("RGB", size, (200, 100, 50)), random.Random(seed), 168)
+        assert 1 <= varied.width <= min(size[0], 168) and 1 <= varied.height <= min(size[1], 168)
