@@ -18,6 +18,10 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 # As `model.configuration_embervlm.PRESETS`, which takes seconds to import.
 _PRESETS = ("ember", "spark")
+# As `model.weights.BOX_MODEL`.
+_BOX_MODEL = "spark"
+_EXPORT_FORMATS = ("compact",)
+_MODEL_HELP = "a trained model's folder; without it spark, the one that comes with the package"
 
 
 class UsageError(Exception):
@@ -83,7 +87,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _select_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help="a trained model's folder")
+    parser.add_argument("--model", default=_BOX_MODEL, metavar="DIR", help=_MODEL_HELP)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", metavar="TEXT", help="what is to be done")
     what.add_argument("--tasks", type=Path, metavar="FILE", help="JSON lines with 'task' and optionally 'image'")
@@ -157,14 +161,17 @@ def _for_people(selection: Any, coverage: float | None = None) -> str:
 
 
 def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", metavar="DIR", help="a trained model's folder")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--model", default=_BOX_MODEL, metavar="DIR", help=_MODEL_HELP)
     what.add_argument("--folds", type=int, metavar="K", help="measure the baselines alone, by K-fold cross-validation")
     parser.add_argument("--data", required=True, type=Path, metavar="PATH", help="robot files that were not trained on")
     parser.add_argument(
         "--train", type=Path, metavar="PATH", help="measure baselines too, trained on these robot files"
     )
     parser.add_argument("--fleet", type=Path, metavar="FILE", help="who can be sent; the model's own fleet without it")
+    parser.add_argument(
+        "--fleet_size", type=int, metavar="N", help="ask each task of N robots: its own and others of its fleet by lot"
+    )
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="write a page, plots, report.json and cases.jsonl there"
     )
@@ -181,6 +188,8 @@ def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.seed < 0 or arguments.written < 0:
         raise UsageError("--seed and --written must be 0 or more")
+    if arguments.fleet_size is not None and arguments.fleet_size < 2:
+        raise UsageError(f"--fleet_size must be 2 or more, found {arguments.fleet_size}")
     if arguments.folds is not None and arguments.folds < 2:
         raise UsageError(f"--folds must be 2 or more, found {arguments.folds}")
     if arguments.report is not None and arguments.report.exists() and not arguments.report.is_dir():
@@ -207,6 +216,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             name=arguments.model,
             written=arguments.written,
             coverage=arguments.coverage,
+            fleet_size=arguments.fleet_size,
             **common,
         )
     text = json.dumps(found.to_dict(), indent=2, ensure_ascii=False)
@@ -364,7 +374,7 @@ def _data(arguments: argparse.Namespace) -> int:
 
 
 def _doctor_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, metavar="DIR", help="check this model's folder too")
+    parser.add_argument("--model", metavar="DIR", help="check this model's folder too; spark comes with the package")
     parser.add_argument("--stage1_data", type=Path, metavar="DIR", help="check this data of stage 1 too")
     parser.add_argument("--stage2_data", type=Path, metavar="DIR", help="check this data of stage 2 too")
     parser.add_argument("--robot_data", type=Path, metavar="DIR", help="check these robot tasks too")
@@ -384,11 +394,36 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED if failed else 0
 
 
+def _export_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=_EXPORT_FORMATS,
+        help="compact: a model folder of a quarter of the size, the tables in bytes, the rest in half precision",
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="a trained model's folder")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder, or a compact one")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from embervlm.model.weights import model_folder, save_compact
+
+    source = model_folder(arguments.model)
+    out = save_compact(arguments.out, source)
+    print(f"{out}: {_megabytes(out)}, from {source} of {_megabytes(source)}")
+    return 0
+
+
+def _megabytes(folder: Path) -> str:
+    return f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.1f} MB"
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "train": ("Run the training pipeline.", _train_flags, _train),
     "select": ("Select the robots for a task.", _select_flags, _select),
     "evaluate": ("Measure a model on robot tasks.", _evaluate_flags, _evaluate),
     "data": ("Make sample data, convert robot tasks, report on data.", _data_flags, _data),
+    "export": ("Write a trained model in another format.", _export_flags, _export),
     "doctor": ("Check this machine, a model and data.", _doctor_flags, _doctor),
 }
 

@@ -28,6 +28,7 @@ from embervlm.evaluation.metrics import (
     right_leaders,
 )
 from embervlm.evaluation.predictions import Predictions, joined, predict
+from embervlm.evaluation.unseen import composed_fleets
 from embervlm.fleet import Fleet
 from embervlm.preflight import PreflightError
 from embervlm.selection import Picture, RobotSelector, Selection, SelectionError
@@ -183,6 +184,7 @@ def evaluate(
     seed: int = 0,
     written: int = 200,
     coverage: float | None = 0.9,
+    fleet_size: int | None = None,
     name: str = "model",
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -196,6 +198,8 @@ def evaluate(
         seed: of the shuffling, the draws and the intervals.
         written: for how many tasks, drawn by the seed, the whole answer is written, which takes much longer.
         coverage: the level of the prediction sets; None for none.
+        fleet_size: ask each task of a fleet of so many robots, put together around its own by the seed
+            (:func:`embervlm.evaluation.unseen.composed_fleets`); None for the fleet of its data as it is.
         name: what the model is called.
         progress: called with what is being measured, tasks done and tasks in all.
 
@@ -205,6 +209,12 @@ def evaluate(
     """
     samples = read_robot_tasks(data, selector.fleet)
     notes: list[str] = []
+    if fleet_size is not None:
+        for among, places in _by_fleet(samples, selector.fleet).items():
+            fleets = composed_fleets([samples[place] for place in places], among, fleet_size, seed)
+            for place, own in zip(places, fleets, strict=True):
+                samples[place] = replace(samples[place], fleet=own)
+        notes.append(f"each task was asked of {fleet_size} robots, its own and others drawn from its fleet file")
     predictions = _predict(selector, samples, [s.image for s in samples], "own pictures or none", progress)
     looks = _looks(selector, samples, predictions, seed, progress)
     baselines: dict[str, Measures] = {}

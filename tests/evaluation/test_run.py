@@ -311,3 +311,26 @@ def test_cross_validation_trains_on_the_other_folds(
     assert found.train_tasks == 5
     # Every task is measured once and stands at its own place.
     assert sum(map(sum, found.baselines["majority"].confusion)) == 6
+
+
+def test_each_task_is_asked_of_a_fleet_of_the_given_size(tiny_selector: RobotSelector, tmp_path: Path) -> None:
+    (tmp_path / "fleet.yaml").write_text(
+        "robots:\n"
+        + "".join(
+            f"  - {{name: R{number}, capabilities: [work {number}], limitations: [], environments: []}}\n"
+            for number in range(8)
+        ),
+        encoding="utf-8",
+    )
+    lines = [
+        {"task": f"Do the work of number {number}.", "leader": f"R{number}", "robots": [f"R{number}"]}
+        for number in range(8)
+    ]
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    found = evaluate(tiny_selector, tmp_path, fleet_size=3, written=0, coverage=None, seed=1)
+    again = evaluate(tiny_selector, tmp_path, fleet_size=3, written=0, coverage=None, seed=1)
+    assert found == again
+    for case in found.cases:
+        asked = [name for name, confidence in case.confidences if confidence > 0]
+        assert len(asked) == 3 and set(case.leaders) <= set(asked)
+    assert any("3 robots" in note for note in found.notes)
