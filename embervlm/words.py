@@ -33,7 +33,7 @@ def hashed_words(text: str) -> dict[int, float]:
     for word in words:
         marked = f"<{word}>"
         terms += [f"#{marked[i : i + n]}" for n in PART_LENGTHS for i in range(len(marked) - n + 1)]
-    counts = Counter(zlib.crc32(term.encode("utf-8", "surrogatepass")) for term in terms)
+    counts = Counter(zlib.crc32(term.encode()) for term in terms)
     return {hashed: 1 + math.log(count) for hashed, count in counts.items()}
 
 

@@ -372,7 +372,8 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             kwargs: ignored; transformers passes some to every model.
 
         Raises:
-            ValueError: more tokens than the language model has positions, or image tokens without their pictures.
+            ValueError: more tokens than the language model has positions, image tokens without their pictures, or a
+                fleet or a selection without hashed words.
         """
         features = None
         if inputs_embeds is None and input_ids is None:
@@ -388,12 +389,9 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             inputs_embeds = self.embed(cast(Tensor, input_ids), features, text)
         batch, tokens = inputs_embeds.shape[:2]
         fleet = None
-        if (
-            fleet_input_ids is not None
-            and fleet_lengths is not None
-            and fleet_hashes is not None
-            and fleet_weights is not None
-        ):
+        if fleet_input_ids is not None:
+            if fleet_lengths is None or fleet_hashes is None or fleet_weights is None:
+                raise ValueError("fleet_input_ids, fleet_lengths, fleet_hashes and fleet_weights are needed together")
             fleet = self.encode_fleet(fleet_input_ids, fleet_lengths, fleet_hashes, fleet_weights, fleet_text)
             past_key_values = fleet.cache(batch)
             position_ids = torch.arange(tokens, device=inputs_embeds.device)[None]
@@ -417,7 +415,9 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
 
         result = EmberVLMOutput(past_key_values=outputs.past_key_values if use_cache else None)
         losses: list[Tensor] = []
-        if fleet is not None and selection_index is not None and task_hashes is not None and task_weights is not None:
+        if fleet is not None and selection_index is not None:
+            if task_hashes is None or task_weights is None:
+                raise ValueError("a selection needs task_hashes and task_weights, the task's hashed words")
             at_selection = states[torch.arange(batch, device=states.device), selection_index]  # (batch, width)
             words = self.robot_head.word_vectors(task_hashes, task_weights)
             leading, going = zip(*self.robot_head.parts(at_selection, words, fleet), strict=True)

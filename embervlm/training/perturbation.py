@@ -17,6 +17,7 @@ from embervlm.data.sample import RobotSample, normalise_task
 PART_SHARE = 0.5
 JOINED_SHARE = 0.15
 REPLACED_SHARES = (0.0, 0.15, 0.3, 0.4)
+#: Characters of the shortest text; the longest is that of the longest task, which is known to fit.
 _SHORTEST = 16
 
 _WORD = re.compile(r"[A-Za-z]{3,}")
@@ -49,11 +50,12 @@ def perturbed_tasks(
     Args:
         samples: the training tasks.
         neighbours: by word, lower case, those that may stand in its place.
-        count: how many; fewer come back where the tasks do not give so many.
+        count: how many; fewer come back where the tasks do not give so many. None is longer than the longest task.
         seed: of the draw.
     """
     rng = random.Random(f"perturbation/{seed}")
     parts = [_SENTENCE_END.split(sample.task.strip()) for sample in samples]
+    longest = max(len(sample.task) for sample in samples)
     made: dict[str, tuple[str, RobotSample]] = {}
     for _ in range(4 * count):
         if len(made) == count:
@@ -78,6 +80,6 @@ def perturbed_tasks(
             return other.capitalize() if word[0].isupper() else other
 
         text = _WORD.sub(replaced, " ".join(sentences))
-        if len(text) >= _SHORTEST:
+        if _SHORTEST <= len(text) <= longest:
             made.setdefault(normalise_task(text), (text, samples[index]))
     return list(made.values())

@@ -178,10 +178,9 @@ def _write_start(run: Run, arguments: TrainingArguments) -> Path:
 
 def _start_with_known_words(model: Any, teacher: Path) -> None:
     """Let the token embeddings of a language model from nothing start with what a teacher knows of the tokens."""
-    table = model.get_input_embeddings().weight
+    table = model.get_input_embeddings().weight.detach()
     known = word_embeddings(teacher, load_tokenizer(), table.shape[1], std=float(table.std()))
-    with torch.no_grad():
-        table[: len(known)] = known
+    table[: known.shape[0], : known.shape[1]] = known
 
 
 def _run_stage(run: Run, stage: int, source: Path) -> Path:
@@ -250,7 +249,7 @@ def _learn_from_teacher(run: Run, teacher: str, arguments: TrainingArguments) ->
     def taught() -> list[RobotSample]:
         return taught_samples(
             data.train,
-            data.validation,
+            [*data.validation, *data.of_other_fleets],
             run.fleet,
             teacher_folder(teacher),
             texts=run.settings.teacher_texts,

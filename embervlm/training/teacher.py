@@ -12,17 +12,18 @@ import hashlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import random
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -79,12 +80,21 @@ class Teacher:
 
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            self.encoder = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
-            width = int(self.encoder.config.hidden_size)
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            self.encoder, info = AutoModel.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+            self.width = int(self.encoder.config.hidden_size)
+            with torch.inference_mode():
+                self.encode(["a text"])
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:160]
             raise WeightsError(f"{folder}: cannot load a sentence encoder ({reason})") from None
-        self.heads = nn.Linear(width, 2 * robots)
+        # The states are averaged, so that a pooler may be missing.
+        if missing := sorted(name for name in info["missing_keys"] if "pooler" not in name):
+            raise WeightsError(
+                f"{folder}: not the weights of a sentence encoder ({len(missing)} missing: {missing[:2]})"
+            )
+        self.heads = nn.Linear(self.width, 2 * robots)
         nn.init.zeros_(self.heads.weight)
         nn.init.zeros_(self.heads.bias)
 
@@ -98,7 +108,7 @@ class Teacher:
         return mean
 
     def fit(self, samples: Sequence[RobotSample], fleet: Fleet, *, seed: int, epochs: int = EPOCHS) -> None:
-        """Train on written labels: AdamW, the rate falling to nothing, texts of like length in a batch."""
+        """Train on written labels: AdamW, the rate falling to a fiftieth, texts of like length in a batch."""
         torch.manual_seed(seed)
         rng = random.Random(f"teacher/{seed}")
         optimizer = torch.optim.AdamW(
@@ -108,7 +118,8 @@ class Teacher:
             ],
             weight_decay=0.01,
         )
-        steps = epochs * -(-len(samples) // BATCH)
+        per_epoch = math.ceil(len(samples) / BATCH)
+        steps = epochs * per_epoch
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / (0.1 * steps), max(0.02, 1 - step / steps))
         )
@@ -125,7 +136,7 @@ class Teacher:
                 nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
-                tell(epoch * -(-len(samples) // BATCH) + number, f"loss {loss.item():.3f}")
+                tell(epoch * per_epoch + number, f"loss {loss.item():.3f}")
         self.encoder.eval()
 
     def judge(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -138,7 +149,7 @@ class Teacher:
     def neighbours(self, words: Sequence[str]) -> dict[str, list[str]]:
         """For each word those of the encoder's vocabulary that it takes to mean most nearly the same.
 
-        Forms of the word itself are passed over.
+        Forms of the word itself are passed over: what begins as it does up to its last letter.
         """
         known = [word for word in self.tokenizer.get_vocab() if re.fullmatch(r"[a-z]{3,}", word)]
         known = sorted(known, key=self.tokenizer.get_vocab().__getitem__)[:CANDIDATES]
@@ -146,7 +157,8 @@ class Teacher:
         own = F.normalize(self.encode_many(words, "teacher: word"), dim=-1)
         found: dict[str, list[str]] = {}
         for start in range(0, len(words), 1024):
-            nearest = (own[start : start + 1024] @ candidates.T).topk(2 * NEIGHBOURS, dim=-1).indices.tolist()
+            likeness = own[start : start + 1024] @ candidates.T
+            nearest = likeness.topk(min(2 * NEIGHBOURS, len(known)), dim=-1).indices.tolist()
             for word, row in zip(words[start : start + 1024], nearest, strict=True):
                 others = [known[place] for place in row if not known[place].startswith(word[:-1])]
                 found[word] = others[:NEIGHBOURS]
@@ -155,14 +167,14 @@ class Teacher:
     def encode_many(self, texts: Sequence[str], what: str) -> Tensor:
         """As :meth:`encode`, for many texts, grouped by length, with lines of progress that begin with ``what``."""
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        rows: list[Tensor] = []
+        rows = [torch.empty(0, self.width)]
         tell = _Teller(what, len(texts))
         self.encoder.eval()
         with torch.inference_mode():
             for start in range(0, len(order), 64):
                 rows.append(self.encode([texts[index] for index in order[start : start + 64]]))
                 tell(min(start + 64, len(order)))
-        states = torch.empty(len(texts), rows[0].shape[1])
+        states = torch.empty(len(texts), self.width)
         states[order] = torch.cat(rows)
         return states
 
@@ -186,7 +198,8 @@ def taught_samples(
         folder: the teacher's encoder.
         texts: how many.
         seed: of the teacher's training and the alterations.
-        cache: the JSON-lines file that is written, whole or not at all; one made of the same tasks is read again.
+        cache: the JSON-lines file that is written, whole or not at all; one made of the same is read again, and one
+            made of other tasks or damaged is made anew.
 
     Raises:
         WeightsError: no encoder in ``folder``.
@@ -195,7 +208,8 @@ def taught_samples(
     own = [s for s in samples if s.image is None and s.fleet is None and not is_reworded(s)]
     if not own:
         raise DataError("a teacher learns from tasks without pictures, and the training data have none of them")
-    key = _key(own, fleet, folder, texts, seed)
+    kept_back = {normalise_task(sample.task) for sample in held_out}
+    key = _key(own, kept_back, fleet, folder, texts, seed)
     if (found := _read(cache, key)) is not None:
         logger.info("teacher: %d judged texts are in %s already", len(found), cache)
         return found
@@ -204,7 +218,6 @@ def taught_samples(
         teacher = Teacher(folder, len(fleet))
         neighbours = teacher.neighbours(replaceable_words(own))
         teacher.fit(own, fleet, seed=seed)
-    kept_back = {normalise_task(sample.task) for sample in held_out}
     altered = [
         (text, source)
         for text, source in perturbed_tasks(own, neighbours, texts, seed)
@@ -213,12 +226,13 @@ def taught_samples(
     with _all_cores():
         leading, going = teacher.judge([text for text, _ in altered])
     made = [
-        _taught(f"taught/{number}", text, source, fleet, tuple(leads), tuple(goes))
+        _taught(f"taught/{number}", text, source, fleet, leads, goes)
         for number, ((text, source), leads, goes) in enumerate(
             zip(altered, leading.tolist(), going.tolist(), strict=True)
         )
     ]
     _write(cache, key, made)
+    logger.info("teacher: %d judged texts are now in %s", len(made), cache)
     return made
 
 
@@ -235,7 +249,7 @@ def word_embeddings(folder: str | Path, tokenizer: Any, width: int, std: float) 
         std: standard deviation of the result.
 
     Returns:
-        (tokens without the control tokens, width).
+        (tokens without the control tokens, width), or fewer columns where the encoder is narrower.
     """
     teacher = Teacher(folder, 1)
     count = len(tokenizer) - len(tokenizer.all_special_ids)
@@ -251,8 +265,10 @@ def word_embeddings(folder: str | Path, tokenizer: Any, width: int, std: float) 
 
 
 def _taught(
-    name: str, text: str, source: RobotSample, fleet: Fleet, leading: tuple[float, ...], going: tuple[float, ...]
+    name: str, text: str, source: RobotSample, fleet: Fleet, leads: Sequence[float], goes: Sequence[float]
 ) -> RobotSample:
+    # Rounded here, so that those who read the cache learn from the same numbers as the process that wrote it.
+    leading, going = (tuple(round(p, 4) for p in each) for each in (leads, goes))
     leader = max(range(len(fleet)), key=leading.__getitem__)
     return RobotSample(
         id=name,
@@ -276,11 +292,14 @@ def _batches(samples: Sequence[RobotSample], rng: random.Random) -> Iterator[lis
     return iter(batches)
 
 
-def _key(samples: Sequence[RobotSample], fleet: Fleet, folder: str | Path, texts: int, seed: int) -> str:
-    told = [[s.task, s.leaders, s.selected, s.family] for s in samples]
-    size = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-    content = json.dumps([told, fleet.names, size, texts, seed, EPOCHS, LEARNING_RATE])
-    return hashlib.sha256(content.encode()).hexdigest()
+def _key(
+    samples: Sequence[RobotSample], kept_back: Set[str], fleet: Fleet, folder: str | Path, texts: int, seed: int
+) -> str:
+    """What the judgement depends on, hashed."""
+    told = [[s.task, s.leaders, s.selected, s.family, s.voice] for s in samples]
+    weights = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).glob("*.safetensors"))]
+    content = [told, sorted(kept_back), fleet.names, weights, texts, seed, EPOCHS, LEARNING_RATE]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _write(path: Path, key: str, samples: Sequence[RobotSample]) -> None:
@@ -294,8 +313,8 @@ def _write(path: Path, key: str, samples: Sequence[RobotSample]) -> None:
             "selected": sample.selected,
             "family": sample.family,
             "voice": sample.voice,
-            "leading": [round(p, 4) for p in sample.chances.leading],
-            "going": [round(p, 4) for p in sample.chances.going],
+            "leading": sample.chances.leading,
+            "going": sample.chances.going,
         }
         lines.append(json.dumps(entry))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -305,18 +324,34 @@ def _write(path: Path, key: str, samples: Sequence[RobotSample]) -> None:
 
 
 def _read(path: Path, key: str) -> list[RobotSample] | None:
+    """The samples of a cache that was made of what ``key`` says; None where there is none, or it is damaged."""
     if not path.is_file():
         return None
-    head, *lines = path.read_text(encoding="utf-8").splitlines()
-    if json.loads(head).get("made_of") != key:
+    try:
+        head, *lines = path.read_text(encoding="utf-8").splitlines()
+        about = json.loads(head)
+        if about["made_of"] != key:
+            logger.info("teacher: %s was made of other tasks, texts or another encoder; it is made anew", path)
+            return None
+        if about["texts"] != len(lines):
+            raise ValueError(f"{len(lines)} texts, expected {about['texts']}")
+        return [_sample(json.loads(line)) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        logger.warning("teacher: %s is damaged (%s: %s); it is made anew", path, type(error).__name__, reason)
         return None
-    made = []
-    for line in lines:
-        entry = json.loads(line)
-        chances = Chances(tuple(entry.pop("leading")), tuple(entry.pop("going")))
-        entry |= {"leaders": tuple(entry["leaders"]), "selected": tuple(entry["selected"])}
-        made.append(replace(RobotSample(**entry), chances=chances))
-    return made
+
+
+def _sample(entry: dict[str, Any]) -> RobotSample:
+    return RobotSample(
+        id=entry["id"],
+        task=entry["task"],
+        leaders=tuple(entry["leaders"]),
+        selected=tuple(entry["selected"]),
+        family=entry["family"],
+        voice=entry["voice"],
+        chances=Chances(tuple(map(float, entry["leading"])), tuple(map(float, entry["going"]))),
+    )
 
 
 @contextmanager
