@@ -21,6 +21,9 @@ FLEET_FILE = "fleet.yaml"
 #: trained among the run's fleet as it is.
 STAND_IN_SHARE = 0.3
 OTHER_FLEET_SHARE = 0.2
+#: How often a training task of another fleet stands in an epoch, each time in other company: descriptions are learnt
+#: from these, and there are few.
+OTHER_FLEET_REPEATS = 4
 #: Robots of a batch, which is filled up to so many where its tasks need fewer; each description is encoded once.
 POOL_ROBOTS = 16
 

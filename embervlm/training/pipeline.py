@@ -17,7 +17,7 @@ from embervlm.data.collate import ConversationDataset, RobotTaskDataset
 from embervlm.data.index import cache_folder
 from embervlm.data.loaders import Stage, dataset_names, load_base
 from embervlm.data.quarantine import QUARANTINE_FILE, read_quarantine
-from embervlm.data.robot_fleets import FLEET_FILE, other_fleets, other_robots
+from embervlm.data.robot_fleets import FLEET_FILE, OTHER_FLEET_REPEATS, other_fleets, other_robots
 from embervlm.data.robot_loader import load_robot_tasks
 from embervlm.data.robot_rewording import is_reworded
 from embervlm.data.sample import DataError, RobotSample
@@ -122,7 +122,8 @@ def _load_data(settings: RunSettings, fleet: Fleet, stage: int) -> StageData:
                 f"{settings.data(3)}: no validation task is about the run's fleet ({', '.join(fleet.names)!s:.200}), as"
                 f" the files have a {FLEET_FILE} beside them with other robots. Cure: --fleet with that file"
             )
-        return StageData(robots.train, own, [sample for sample in robots.validation if sample.fleet is not None])
+        others = [sample for sample in robots.train if sample.fleet is not None]
+        return StageData([*robots.train, *others * (OTHER_FLEET_REPEATS - 1)], own, [sample for sample in robots.validation if sample.fleet is not None])
     stage1_is_shards = settings.stage1_data is not None and names_shards(settings.stage1_data)
     if stage == 1 and stage1_is_shards:
         rank, ranks = _process()
