@@ -50,7 +50,7 @@ class _Unfit(ValueError):
 
 
 def examine(
-    model: Path | None = None,
+    model: str | Path | None = None,
     stage1_data: Path | None = None,
     stage2_data: Path | None = None,
     robot_data: Path | None = None,
@@ -59,7 +59,7 @@ def examine(
     """Run every check that applies; one that fails does not stop the next.
 
     Args:
-        model: a model folder to check.
+        model: a model folder to check, or ``spark`` for all checks of the model that comes with the package.
         stage1_data, stage2_data, robot_data: folders or files to check as the training command reads them.
         fleet: a fleet file to check, and to read the robot tasks with.
     """
@@ -73,6 +73,7 @@ def examine(
         _check("disk", _disk),
         _check("tokenizer", _tokenizer),
         _check("presets", _presets),
+        _check("model in the package", _model_in_the_package),
     ]
     if fleet is not None:
         checks.append(_check("fleet", lambda: _fleet(fleet)))
@@ -226,13 +227,22 @@ def _fleet(path: Path) -> str:
     return f"{len(fleet)} robot{'' if len(fleet) == 1 else 's'}: {', '.join(fleet.names)}"
 
 
-def _model_checks(folder: Path, fleet_file: Path | None) -> list[Check]:
-    """The checks of one model folder; those after the first only if it loads."""
-    loaded: list[Any] = []
-    checks = [_check("model", lambda: _load(folder, loaded))]
+def _model_in_the_package() -> str:
+    from embervlm.model.weights import BOX_MODEL, has_box_model
+
+    if not has_box_model():
+        return "none; select and evaluate need --model"
+    return _load(BOX_MODEL, [])
+
+
+def _model_checks(name: str | Path, fleet_file: Path | None) -> list[Check]:
+    """The checks of one model; those after the first only if it loads."""
+    loaded: list[tuple[Path, Any]] = []
+    checks = [_check("model", lambda: _load(name, loaded))]
     if not loaded:
         return checks
-    model, processor = loaded[0], _Processor(folder)
+    ((folder, model),) = loaded
+    processor = _Processor(folder)
     checks.append(_check("model's tokens", lambda: _model_tokens(model, processor)))
     checks.append(_check("model's pictures", lambda: _model_pictures(model, processor)))
     checks.append(_check("model's wording", lambda: _model_wording(model)))
@@ -255,11 +265,12 @@ class _Processor:
         return EmberVLMProcessor.for_config(model.config)
 
 
-def _load(folder: Path, loaded: list[Any]) -> str:
-    from embervlm.model.weights import is_complete, load_model
+def _load(name: str | Path, loaded: list[tuple[Path, Any]]) -> str:
+    from embervlm.model.weights import is_complete, load_model, model_folder
 
+    folder = model_folder(name)
     model = load_model(folder)
-    loaded.append(model)
+    loaded.append((folder, model))
     manifest = "agrees with its manifest" if is_complete(folder) else "no manifest to hold it against"
     return f"{folder}: {model.num_parameters() / 1e6:.1f}M parameters, {manifest}"
 

@@ -29,7 +29,7 @@ from embervlm.data.collate import Collator, Example, encode_fleet_text, hash_tas
 from embervlm.data.images import ImageError, decode_image
 from embervlm.fleet import Fleet, Robot
 from embervlm.model.modeling_embervlm import FleetState
-from embervlm.model.weights import WeightsError, load_fleet, load_model, load_processor
+from embervlm.model.weights import WeightsError, load_fleet, load_model, load_processor, model_folder
 from embervlm.preflight import (
     check_embeddings,
     check_fleet_length,
@@ -265,13 +265,14 @@ class RobotSelector:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> RobotSelector:
-        """The selector of a model folder.
+        """The selector of a model folder, or of ``"spark"``, the model that comes with the package.
 
         Raises:
             WeightsError, TokenizerError, PreflightError, FleetError: the folder is missing, damaged or does not fit.
         """
+        folder = model_folder(folder)
         model = load_model(folder)
-        return cls(model, load_processor(folder), load_fleet(folder), Calibration.from_folder(Path(folder)))
+        return cls(model, load_processor(folder), load_fleet(folder), Calibration.from_folder(folder))
 
     def select(
         self,

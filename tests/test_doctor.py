@@ -31,6 +31,7 @@ ALWAYS = [
     "disk",
     "tokenizer",
     "presets",
+    "model in the package",
 ]
 
 

@@ -1,7 +1,8 @@
 """Where weights come from and how a model folder is written: starting weights, complete folders, their manifest.
 
 A model folder is complete when its ``manifest.json`` is there, which is written last and lists every other file's size
-and SHA-256. Only safetensors and JSON are read.
+and SHA-256. Only safetensors and JSON are read. A folder's weights may be compact (``compact.py``), such as those of
+the model that comes with the package, and its processor is then the package's own.
 """
 
 from __future__ import annotations
@@ -20,12 +21,19 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from embervlm.fleet import Fleet
-from embervlm.model.configuration_embervlm import PRETRAINED_LANGUAGE_MODEL, PRETRAINED_VISION, preset_config
+from embervlm.model.compact import CompactError, is_compact, read_compact, write_compact
+from embervlm.model.configuration_embervlm import (
+    PRETRAINED_LANGUAGE_MODEL,
+    PRETRAINED_VISION,
+    EmberVLMConfig,
+    preset_config,
+)
 from embervlm.model.modeling_embervlm import EmberVLMForConditionalGeneration
 from embervlm.model.processing_embervlm import EmberVLMProcessor
 from embervlm.tokens import TokenizerError, load_tokenizer
@@ -34,11 +42,39 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FLEET_FILE = "fleet.yaml"
-_HUB_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+#: The name of the trained model that comes with the package, and what a command asks that is told no other.
+BOX_MODEL = "spark"
+_BOX = Path(__file__).resolve().parents[1] / "box"
+#: What a compact folder takes over as it is, where the model has it.
+_TAKEN_OVER = ("calibration.json", "metrics.json", "README.md")
+_HUB_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
 class WeightsError(ValueError):
     """Weights or a model folder that cannot be used; the message names the folder, what is wrong and the cure."""
+
+
+def model_folder(name: str | os.PathLike[str]) -> Path:
+    """The folder that a model's name means: the text ``spark`` the model in the package, any other name that folder.
+
+    A folder called ``spark`` is ``./spark``, or any ``Path``.
+
+    Raises:
+        WeightsError: the model in the package is asked for, and this installation has none.
+    """
+    if name != BOX_MODEL:
+        return Path(name)
+    if not has_box_model():
+        here = f" (the folder here is ./{BOX_MODEL})" if Path(BOX_MODEL).is_dir() else ""
+        raise WeightsError(
+            f"this installation carries no trained model; name the folder of one{here}, which embervlm train makes"
+        )
+    return _BOX / BOX_MODEL
+
+
+def has_box_model() -> bool:
+    """Whether a trained model came with this installation."""
+    return (_BOX / BOX_MODEL).is_dir()
 
 
 def starting_model(preset: str, language_model: str | None, vision_weights: str | None) -> Any:
@@ -94,6 +130,8 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
         return starting_model("ember", str(folder), "none")
     if kind != "embervlm":
         raise WeightsError(f"{folder}: a model of type {kind!r}; expected embervlm, or gpt2 as the language model")
+    if is_compact(folder):
+        return _load_compact(folder)
     try:
         model, info = EmberVLMForConditionalGeneration.from_pretrained(
             folder, local_files_only=True, output_loading_info=True
@@ -132,12 +170,14 @@ def load_source_tokenizer(folder: str | os.PathLike[str]) -> Any:
 
 
 def load_processor(folder: str | os.PathLike[str]) -> Any:
-    """The processor of one of our folders.
+    """The processor of one of our folders; the package's own for the configuration where the weights are compact.
 
     Raises:
         WeightsError: it cannot be read, or its tokenizer is not the expected one.
     """
     try:
+        if is_compact(Path(folder)):
+            return EmberVLMProcessor.for_config(EmberVLMConfig.from_pretrained(str(folder), local_files_only=True))
         processor = AutoProcessor.from_pretrained(str(folder), local_files_only=True)
         processor.tokenizer = load_tokenizer(folder, max_length=processor.tokenizer.model_max_length)
     except TokenizerError as error:
@@ -174,6 +214,37 @@ def save_folder(
         for name, content in (extra or {}).items():
             (temporary / name).write_text(content, encoding="utf-8")
     return Path(folder)
+
+
+def save_compact(folder: str | os.PathLike[str], source: str | os.PathLike[str]) -> Path:
+    """Write the model of one of our folders as a complete compact one: all of it, or nothing.
+
+    Args:
+        folder: where to; a compact folder that is there is replaced, any other refused.
+        source: the model's folder, with its fleet, calibration, metrics and card.
+
+    Raises:
+        WeightsError: as :func:`load_model`; or the model is a plain language model, or has a tokenizer of its own.
+    """
+    folder, source = Path(folder), Path(source)
+    if folder.exists() and not (is_compact(folder) and is_complete(folder)):
+        raise WeightsError(f"{folder}: is there already and no compact model; expected the name of a new folder")
+    kind = _read_config(source).get("model_type")
+    if kind != "embervlm":
+        raise WeightsError(f"{source}: a model of type {kind!r}; only embervlm can be made compact")
+    model = load_model(source)
+    if load_processor(source).tokenizer.get_vocab() != load_tokenizer().get_vocab():
+        raise WeightsError(f"{source}: its tokenizer is not the package's, which a compact model is read with")
+    with complete_folder(folder) as temporary:
+        try:
+            write_compact(temporary, model)
+        except CompactError as error:
+            raise WeightsError(f"{source}: {error}") from None
+        load_fleet(source).to_yaml(temporary / FLEET_FILE)
+        for name in _TAKEN_OVER:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, temporary / name)
+    return folder
 
 
 @contextmanager
@@ -238,6 +309,16 @@ def verify_folder(folder: str | os.PathLike[str]) -> None:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{folder}: its manifest cannot be read ({_one_line(error)})") from None
+
+
+def _load_compact(folder: Path) -> Any:
+    # Written by us alone, so always with a manifest; without it nothing would vouch for the rounded numbers.
+    if not is_complete(folder):
+        raise WeightsError(f"{folder}: a compact model without its {MANIFEST}. Cure: copy the folder again, all of it")
+    try:
+        return read_compact(folder)
+    except CompactError as error:
+        raise WeightsError(f"{folder}: {error}") from None
 
 
 def _pick(asked: str | None, preset_default: str) -> tuple[str | None, bool]:
