@@ -123,7 +123,11 @@ def _load_data(settings: RunSettings, fleet: Fleet, stage: int) -> StageData:
                 f" the files have a {FLEET_FILE} beside them with other robots. Cure: --fleet with that file"
             )
         others = [sample for sample in robots.train if sample.fleet is not None]
-        return StageData([*robots.train, *others * (OTHER_FLEET_REPEATS - 1)], own, [sample for sample in robots.validation if sample.fleet is not None])
+        return StageData(
+            [*robots.train, *others * (OTHER_FLEET_REPEATS - 1)],
+            own,
+            [sample for sample in robots.validation if sample.fleet is not None],
+        )
     stage1_is_shards = settings.stage1_data is not None and names_shards(settings.stage1_data)
     if stage == 1 and stage1_is_shards:
         rank, ranks = _process()
