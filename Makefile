@@ -55,7 +55,7 @@ spark: setup
 	  --robot_data $(SPARK)/data/robot-selection-dataset --robot_variants 1 \
 	  --stage1_epochs 1 --stage2_epochs 0.5 --stage3_robot_epochs 3.4
 	@rm -rf $(SPARK)/box
-	$(BIN)/embervlm export --format compact --model $(SPARK)/outputs/final --out $(SPARK)/box
+	$(BIN)/embervlm export --format compact --model $(SPARK)/outputs/final --card docs/spark.md --out $(SPARK)/box
 
 test: setup lint types unit
 

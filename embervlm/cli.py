@@ -403,13 +403,14 @@ def _export_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="a trained model's folder")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder, or a compact one")
+    parser.add_argument("--card", type=Path, metavar="FILE", help="the card to go with it, in place of the model's own")
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from embervlm.model.weights import model_folder, save_compact
 
     source = model_folder(arguments.model)
-    out = save_compact(arguments.out, source)
+    out = save_compact(arguments.out, source, arguments.card)
     print(f"{out}: {_megabytes(out)}, from {source} of {_megabytes(source)}")
     return 0
 

@@ -386,3 +386,14 @@ def test_the_export_command(source: Path, tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit) as leaving:
         main(["export", "--format", "onnx", "--model", str(source), "--out", str(out)])
     assert leaving.value.code == 2 and "invalid choice: 'onnx' (choose from" in capsys.readouterr().err
+
+
+def test_a_card_of_its_own(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card, out = tmp_path / "card.md", tmp_path / "out"
+    command = ["export", "--format", "compact", "--model", str(source), "--out", str(out), "--card", str(card)]
+    assert main(command) == 1 and not out.exists()
+    assert capsys.readouterr().err == f"embervlm export: {card}: no such file; expected the model's card\n"
+    card.write_text("# Another card\n", encoding="utf-8")
+    assert main(command) == 0
+    assert (out / "README.md").read_text(encoding="utf-8") == "# Another card\n"
+    load_model(out)  # which its manifest fits

@@ -46,7 +46,8 @@ FLEET_FILE = "fleet.yaml"
 BOX_MODEL = "spark"
 _BOX = Path(__file__).resolve().parents[1] / "box"
 #: What a compact folder takes over as it is, where the model has it.
-_TAKEN_OVER = ("calibration.json", "metrics.json", "README.md")
+CARD_FILE = "README.md"
+_TAKEN_OVER = ("calibration.json", "metrics.json", CARD_FILE)
 _HUB_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
@@ -216,15 +217,19 @@ def save_folder(
     return Path(folder)
 
 
-def save_compact(folder: str | os.PathLike[str], source: str | os.PathLike[str]) -> Path:
+def save_compact(
+    folder: str | os.PathLike[str], source: str | os.PathLike[str], card: str | os.PathLike[str] | None = None
+) -> Path:
     """Write the model of one of our folders as a complete compact one: all of it, or nothing.
 
     Args:
         folder: where to; a compact folder that is there is replaced, any other refused.
         source: the model's folder, with its fleet, calibration, metrics and card.
+        card: a file that takes the card's place.
 
     Raises:
-        WeightsError: as :func:`load_model`; or the model is a plain language model, or has a tokenizer of its own.
+        WeightsError: as :func:`load_model`; there is no such card; or the model is a plain language model, or has a
+            tokenizer of its own.
     """
     folder, source = Path(folder), Path(source)
     if folder.exists() and not (is_compact(folder) and is_complete(folder)):
@@ -232,6 +237,8 @@ def save_compact(folder: str | os.PathLike[str], source: str | os.PathLike[str])
     kind = _read_config(source).get("model_type")
     if kind != "embervlm":
         raise WeightsError(f"{source}: a model of type {kind!r}; only embervlm can be made compact")
+    if card is not None and not Path(card).is_file():
+        raise WeightsError(f"{card}: no such file; expected the model's card")
     model = load_model(source)
     if load_processor(source).tokenizer.get_vocab() != load_tokenizer().get_vocab():
         raise WeightsError(f"{source}: its tokenizer is not the package's, which a compact model is read with")
@@ -244,6 +251,8 @@ def save_compact(folder: str | os.PathLike[str], source: str | os.PathLike[str])
         for name in _TAKEN_OVER:
             if (source / name).is_file():
                 shutil.copyfile(source / name, temporary / name)
+        if card is not None:
+            shutil.copyfile(card, temporary / CARD_FILE)
     return folder
 
 
