@@ -35,7 +35,7 @@ demo: setup
 	  --stage1_epochs 1 --stage2_epochs 0.5 --stage3_robot_epochs 3.5
 	@echo
 	@echo "Evaluation on scenes and wordings that were not trained on:"
-	@$(BIN)/embervlm evaluate --model $(DEMO)/outputs/final --data $(DEMO)/data/heldout --report $(DEMO)/report
+	@$(BIN)/embervlm evaluate --model $(DEMO)/outputs/final --data $(DEMO)/data/heldout --written 40 --report $(DEMO)/report
 	@echo
 	@$(BIN)/python scripts/demo_selection.py $(DEMO)/outputs/final $(DEMO)/data/heldout
 	@echo "The trained model is in $(DEMO)/outputs/final"
