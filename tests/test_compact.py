@@ -88,12 +88,14 @@ def refusal(call: Callable[[], Any]) -> str:
     return message
 
 
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object], **metadata: str) -> None:
+def change_weights(
+    folder: Path, change: Callable[[dict[str, torch.Tensor]], object], form: str = "embervlm-compact/1"
+) -> None:
     """Write other tensors into a compact folder, with a manifest that agrees."""
     file = folder / "model.safetensors"
     tensors = load_file(file)
     change(tensors)
-    save_file(tensors, file, {"format": "embervlm-compact", "version": "1"} | metadata)
+    save_file(tensors, file, {"format": form})
     write_manifest(folder)
 
 
@@ -115,7 +117,7 @@ def test_a_compact_folder_has_what_a_model_needs_and_no_tokenizer(compact: Path)
     }
     assert json.loads((compact / "compact.json").read_text()) == {"format": "embervlm-compact", "version": 1}
     with safe_open(compact / "model.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "embervlm-compact", "version": "1"}
+        assert file.metadata() == {"format": "embervlm-compact/1"}
         kinds = {name: file.get_slice(name).get_dtype() for name in list(file.keys())}
     tables = {f"{name}{part}": kind for name in (TOKENS, WORDS) for part, kind in ((".int8", "I8"), (".scale", "F16"))}
     assert {name: kind for name, kind in kinds.items() if name.startswith((TOKENS, WORDS))} == tables
@@ -207,7 +209,8 @@ def test_one_changed_bit_is_noticed(copied: Path) -> None:
 def test_a_compact_folder_needs_its_manifest_and_its_mark(copied: Path) -> None:
     (copied / "compact.json").rename(copied / "other.json")
     write_manifest(copied)
-    assert refusal(lambda: load_model(copied)).startswith(f"{copied}: cannot load the weights (")
+    expected = f"{copied}: the weights do not fit the configuration (3 missing: ["
+    assert refusal(lambda: load_model(copied)).startswith(expected)
     (copied / "other.json").rename(copied / "compact.json")
     (copied / "manifest.json").unlink()
     expected = f"{copied}: a compact model without its manifest.json. Cure: copy the folder again, all of it"
@@ -256,10 +259,10 @@ def test_weights_that_do_not_fit_are_one_line(copied: Path, change: Callable[...
 
 
 def test_another_version_and_what_is_no_safetensors_file_are_one_line(copied: Path) -> None:
-    change_weights(copied, lambda tensors: None, version="2")
+    change_weights(copied, lambda tensors: None, "embervlm-compact/2")
     assert refusal(lambda: load_model(copied)) == (
-        f"{copied}: model.safetensors is of the format embervlm-compact, version 2; expected embervlm-compact,"
-        " version 1. Cure: the version of embervlm that wrote it"
+        f"{copied}: model.safetensors is of the format embervlm-compact/2, expected embervlm-compact/1."
+        " Cure: the version of embervlm that wrote it"
     )
     for content in (b"", b"\x80\x04N.", b"\xff" * 64, (copied / "model.safetensors").read_bytes()[:-1000]):
         (copied / "model.safetensors").write_bytes(content)

@@ -29,6 +29,7 @@ COMPACT_FILE = "compact.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT = "embervlm-compact"
 VERSION = 1
+_METADATA_FORMAT = f"{FORMAT}/{VERSION}"
 #: Tables of which a prompt reads few rows: an error of one row stays in that row.
 TABLES = ("language_model.transformer.wte.weight", "language_model.lm_head.weight", "robot_head.words.weight")
 
@@ -65,9 +66,10 @@ def write_compact(folder: Path, model: Any) -> None:
     mark = {"format": FORMAT, "version": VERSION}
     (folder / COMPACT_FILE).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in _tied(model.config)}
-    # Not through the library's own writing, whose files none but their owner may read.
-    metadata = {name: str(value) for name, value in mark.items()}
-    (folder / WEIGHTS_FILE).write_bytes(save(compacted(state), metadata))
+    # One entry, since the library writes several in any order and equal models shall give equal files; and not through
+    # its own writing, whose files none but their owner may read.
+    content = save(compacted(state), {"format": _METADATA_FORMAT})
+    (folder / WEIGHTS_FILE).write_bytes(content)
 
 
 def read_compact(folder: Path) -> Any:
@@ -171,11 +173,11 @@ def _tied(config: Any) -> frozenset[str]:
 
 
 def _check_version(metadata: Mapping[str, str]) -> None:
-    found = metadata.get("format"), metadata.get("version")
-    if found != (FORMAT, str(VERSION)):
+    found = metadata.get("format")
+    if found != _METADATA_FORMAT:
         raise CompactError(
-            f"{WEIGHTS_FILE} is of the format {found[0]!s:.40}, version {found[1]!s:.20}; expected {FORMAT}, version "
-            f"{VERSION}. Cure: the version of embervlm that wrote it"
+            f"{WEIGHTS_FILE} is of the format {found!s:.40}, expected {_METADATA_FORMAT}. "
+            "Cure: the version of embervlm that wrote it"
         )
 
 
