@@ -136,9 +136,10 @@ def test_bad_usage_is_2(evaluate: Callable[..., Ran], data: Path, arguments: lis
     assert code == 2 and out == "" and "usage:" in err
 
 
-def test_neither_model_nor_folds_is_2(evaluate: Callable[..., Ran], data: Path) -> None:
-    assert evaluate("--data", data, model=False)[0] == 2
+def test_both_model_and_folds_or_a_single_fold_is_2(evaluate: Callable[..., Ran], data: Path) -> None:
+    assert evaluate("--data", data, "--folds", 2)[0] == 2
     assert evaluate("--data", data, "--folds", 1, model=False)[0] == 2
+    assert evaluate("--data", data, "--fleet_size", 1)[0] == 2
 
 
 def test_missing_paths(refused: Callable[..., str], data: Path, tmp_path: Path) -> None:
