@@ -271,8 +271,8 @@ def training_arguments(settings: RunSettings, stage: int, output_dir: Path) -> T
         use_cpu=not on_gpu,
         ddp_backend=None if "WORLD_SIZE" not in os.environ else ("nccl" if on_gpu else "gloo"),
         ddp_find_unused_parameters=False,
-        # As long as a teacher may take on the first process while the others wait.
-        ddp_timeout=6 * 3600,
+        # Seconds; a teacher may take long on the first process while the others wait.
+        ddp_timeout=6 * 3600 if settings.teacher is not None else 1800,
         bf16=settings.mixed_precision == "bf16",
         fp16=settings.mixed_precision == "fp16",
         per_device_train_batch_size=settings.batch_size,
