@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -64,6 +65,8 @@ CALIBRATION_FILE = "calibration.json"
 MAX_TASK_CHARACTERS = 2_000
 MAX_STEP_TOKENS = 48
 MAX_PLAN_STEPS = 8
+#: Phases of one robot in a plan.
+MAX_ROBOT_PHASES = 2
 #: A picture with fewer pixels a side says nothing about a scene.
 MIN_PICTURE_SIDE = 8
 #: Coverages of prediction sets: from an even bet to what ``MIN_COVERAGE_TASKS`` validation tasks can vouch for.
@@ -504,6 +507,7 @@ class RobotSelector:
         limit = max(MAX_PLAN_STEPS, len(names))
         # An order, a name, a colon, a subtask and a line's end.
         phase_tokens = 3 + max(map(len, robots)) + MAX_STEP_TOKENS
+        limit = min(limit, MAX_ROBOT_PHASES * len(names))
         while len(written) < limit and writer.room >= phase_tokens:
             order = written[-1][0] if written else 0
             orders = [order, order + 1] if written else [1]
@@ -513,7 +517,9 @@ class RobotSelector:
             if picked >= len(options):
                 break
             # Robots without a phase come first once there is only room for them.
-            allowed = sorted(waiting) if limit - len(written) <= len(waiting) else range(len(names))
+            has_enough = [name for name, phases in Counter(w[1] for w in written).items() if phases >= MAX_ROBOT_PHASES]
+            free = [index for index, name in enumerate(names) if name not in has_enough]
+            allowed = sorted(waiting) if limit - len(written) <= len(waiting) else free
             robot = list(allowed)[writer.choose([robots[index] for index in allowed], colon)]
             waiting.discard(robot)
             writer.read(colon)
@@ -556,10 +562,17 @@ class _Writer:
         return self.state
 
     def write_line(self) -> str:
-        """Write until a line's end or a control token, which is not taken in; at most ``MAX_STEP_TOKENS`` tokens."""
+        """Write until a line's end or a control token, which is not taken in; at most ``MAX_STEP_TOKENS`` tokens.
+
+        No token follows another twice the same way, nor itself: a small model would go in circles.
+        """
         written: list[int] = []
         for _ in range(MAX_STEP_TOKENS):
-            token = int(self._logits().argmax())
+            logits = self._logits()
+            if written:
+                again = [after for before, after in itertools.pairwise(written) if before == written[-1]]
+                logits[[written[-1], *again]] = -math.inf
+            token = int(logits.argmax())
             if token in self._line_ends or "\n" in self.tokenizer.decode([token]):
                 break
             written.append(token)

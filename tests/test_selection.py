@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from embervlm.selection import (
     fleet_mark,
     read_task_lines,
 )
-from embervlm.tokens import encode_text
+from embervlm.tokens import END_OF_TEXT_ID, encode_text
 
 TASKS = [
     "Inspect the pipe for cracks",
@@ -410,6 +411,35 @@ def test_a_task_of_several_lines_has_phases_of_one(
         assert selection.task == task
         assert {phase.subtask for phase in selection.plan} == {"Look. Then go."}
         check_contract(selection, NAMES, reason=False)
+
+
+def test_a_line_does_not_go_in_circles(selectors: list[RobotSelector], tokenizer: Any) -> None:
+    ids = encode_text(tokenizer, " over the hill to the hill")
+
+    class Circling(Scripted):
+        def _logits(self) -> torch.Tensor:
+            logits = torch.zeros(50262)
+            # What it likes best, over and over; and the line's end a little, once that is forbidden.
+            logits[END_OF_TEXT_ID] = 1.0
+            logits[self.wanted[len(self.taken) % len(self.wanted)]] = 9.0
+            return logits
+
+    over, the, hill, to, *_ = ids
+    assert ids == [over, the, hill, to, the, hill]
+    with torch.inference_mode():
+        assert Circling(selectors[0], ids).write_line() == "over the hill to the"
+        assert Circling(selectors[0], [the]).write_line() == "the"
+
+
+def test_no_robot_has_more_than_two_phases(selectors: list[RobotSelector], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Writer, "write_line", lambda self: "go on")
+    monkeypatch.setattr(_Writer, "prefers", lambda self, token, other: False)
+    found = set()
+    for selector in selectors:
+        for task in TASKS:
+            phases = Counter(phase.robot for phase in selector.select(task, reason=False).plan)
+            found |= set(phases.values())
+    assert found == {1, 2}
 
 
 def test_the_longest_task_that_is_taken_is_answered(selectors: list[RobotSelector], picture: Path) -> None:
