@@ -223,7 +223,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     page = None
     if arguments.report is not None:
         page = write_report(found, arguments.report)
-        (arguments.report / "report.json").write_text(text + "\n", encoding="utf-8")
     print(text if arguments.json else _evaluation_for_people(found))
     if page is not None and not arguments.json:
         print(f"report: {page}")

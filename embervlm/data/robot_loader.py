@@ -190,7 +190,7 @@ def load_robot_tasks(
         DataError: see :func:`read_robot_tasks`; or there is only one task text, so that none can be held out.
     """
     samples, counts = _read(Path(folder_or_file), fleet)
-    groups = _groups(samples)
+    groups = linked_groups(samples)
     voiced, held_out_groups = _held_out_groups(samples, groups, validation_share, seed)
     others = [sample for sample in samples if groups[_text_key(sample)] not in voiced]
     train, validation = split_by_key(others, lambda sample: groups[_text_key(sample)], validation_share, seed)
@@ -496,7 +496,7 @@ def _text_key(sample: RobotSample) -> str:
     return normalise_task(sample.task)
 
 
-def _groups(samples: Sequence[RobotSample]) -> dict[str, str]:
+def linked_groups(samples: Sequence[RobotSample]) -> dict[str, str]:
     """By normalised text the name of its group: texts of one family, and those of families that share a text."""
     parent: dict[str, str] = {}
 

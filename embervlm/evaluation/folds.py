@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from embervlm.data.robot_loader import _groups
+from embervlm.data.robot_loader import linked_groups
 from embervlm.data.sample import DataError, RobotSample, normalise_task
 
 
@@ -20,7 +20,7 @@ def folds(samples: Sequence[RobotSample], k: int, seed: int = 0) -> list[list[in
         DataError: fewer groups than parts, or fewer than two parts.
     """
     by_root: dict[str, list[int]] = {}
-    roots = _groups(samples)
+    roots = linked_groups(samples)
     for place, sample in enumerate(samples):
         by_root.setdefault(roots[normalise_task(sample.task)], []).append(place)
     if not 2 <= k <= len(by_root):
@@ -35,6 +35,6 @@ def folds(samples: Sequence[RobotSample], k: int, seed: int = 0) -> list[list[in
 
 def apart_from(train: Sequence[RobotSample], measured: Sequence[RobotSample]) -> list[RobotSample]:
     """The training tasks that share neither text nor family with a measured one."""
-    roots = _groups([*train, *measured])
+    roots = linked_groups([*train, *measured])
     taken = {roots[normalise_task(sample.task)] for sample in measured}
     return [sample for sample in train if roots[normalise_task(sample.task)] not in taken]

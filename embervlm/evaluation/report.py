@@ -18,7 +18,7 @@ from embervlm.evaluation.report_plots import MODEL, PLOT_NAMES, Group, Row, comp
 from embervlm.evaluation.run import Evaluation
 
 PAGE_NAME = "report.html"
-METRICS_NAME = "metrics.json"
+METRICS_NAME = "report.json"
 CASES_NAME = "cases.jsonl"
 
 _STYLE = """
@@ -70,7 +70,7 @@ summary { cursor: pointer; }
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> Path:
-    """Write the page, ``metrics.json``, ``cases.jsonl`` (every case) and the plots into ``folder``, made if need be.
+    """Write the page, ``report.json``, ``cases.jsonl`` (every case) and the plots into ``folder``, made if need be.
 
     Everything is made before the first file is written, and no file has its name before all are complete. Files of an
     earlier report are replaced; its plots that this evaluation has not are removed.

@@ -174,7 +174,7 @@ def shown(evaluation: Evaluation) -> Page:
 def test_every_figure_of_the_json_stands_on_the_page(tmp_path: Path) -> None:
     file = write_report(full(), tmp_path)
     assert file == tmp_path / "report.html"
-    values = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    values = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert values == json.loads(json.dumps(full().to_dict()))
     text = Page(file.read_text(encoding="utf-8")).text
     expected = list(wordings("", values))
@@ -316,7 +316,7 @@ def test_without_pictures_baselines_and_plans_nothing_is_said_of_them(tmp_path: 
         assert absent not in text, absent
     assert "12 tasks, no pictures" in text and "best from the text alone 75.0%" in text
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted(
-        [*PLOT_NAMES, "cases.jsonl", "metrics.json", "report.html"]
+        [*PLOT_NAMES, "cases.jsonl", "report.json", "report.html"]
     )
     lines = (tmp_path / "cases.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [json.loads(json.dumps(case.to_dict())) for case in cases]
@@ -341,7 +341,7 @@ def test_baselines_alone_have_a_report(tmp_path: Path) -> None:
     assert "Evaluation of baselines" in text and "in 3 folds" in text and "at least 9 tasks" in text
     # The plots of the model that was there before are gone.
     plots = {"comparison.png", "comparison.svg"}
-    assert {each.name for each in tmp_path.iterdir()} == {*plots, "cases.jsonl", "metrics.json", "report.html"}
+    assert {each.name for each in tmp_path.iterdir()} == {*plots, "cases.jsonl", "report.json", "report.html"}
 
 
 def test_only_what_was_measured_over_the_same_tasks_is_compared() -> None:
