@@ -63,9 +63,12 @@ def test_it_is_split_by_voice_and_family_and_reworded(parts: dict[str, list[Robo
     data = load_robot_tasks(COLLECTION / "train", FLEET)
     assert len(data.validation) == 640 and len(data.train) == 3 * (6550 - 640)
     assert not {task.family for task in data.train} & {task.family for task in data.validation}
-    assert Counter(task.voice for task in data.validation) == {"agronomist": 89} | dict.fromkeys(
-        ("ranger-note", "dispatcher", "shift-report", "harbour-master", "plain-short"), 90
-    )
+    assert Counter(task.voice for task in data.validation) == {
+        **dict.fromkeys(
+            ("ranger-note", "dispatcher", "shift-report", "harbour-master", "grandfather-diy", "plain-short"), 90
+        ),
+        **dict.fromkeys(("teacher", "festival-organiser"), 50),
+    }
     assert not {task.voice for task in data.train} & {task.voice for task in data.validation}
 
 
@@ -75,7 +78,7 @@ def test_validation_is_in_voices_of_its_own_whatever_the_seed(seed: int) -> None
     assert 630 <= len(data.validation) <= 720
     voices = Counter(task.voice for task in data.validation)
     also_trained_on = voices.keys() & {task.voice for task in data.train}
-    assert len(voices.keys() - also_trained_on) in (7, 8, 9)
+    assert len(voices.keys() - also_trained_on) in (7, 8, 9, 10)
     # Nine families are in two voices each; the whole family is where its held-out voice is.
     assert sum(voices[voice] for voice in also_trained_on) <= 4
     assert not {task.family for task in data.train} & {task.family for task in data.validation}

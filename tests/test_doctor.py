@@ -220,9 +220,9 @@ def test_the_command_numbers_its_lines(
 ) -> None:
     assert main(["doctor", "--robot_data", str(robot_file)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [int(line.split(".")[0]) for line in lines[:-1]] == list(range(1, 14))
+    assert [int(line.split(".")[0]) for line in lines[:-1]] == list(range(1, 15))
     assert all(re.match(r"[ \d]\d\. ok     \S", line) for line in lines[:-1])
-    assert lines[-1] == "13 of 13 checks passed"
+    assert lines[-1] == "14 of 14 checks passed"
     assert main(["doctor", "--fleet", str(tmp_path / "none.yaml")]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[12].startswith("13. FAILED fleet: ") and lines[-1] == "12 of 13 checks passed"
+    assert lines[13].startswith("14. FAILED fleet: ") and lines[-1] == "13 of 14 checks passed"
