@@ -102,6 +102,15 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert done.stdout.split() == []
 
 
+def test_a_mistyped_flag_of_training_waits_for_nothing_heavy() -> None:
+    code = (
+        "import sys, embervlm.training.arguments;"
+        "print(*sorted({'torch', 'transformers', 'accelerate'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == []
+
+
 def test_the_public_names() -> None:
     import embervlm
     from embervlm import RobotSelector, Selection

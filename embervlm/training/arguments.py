@@ -14,8 +14,6 @@ from embervlm.data.robot_rewording import DEFAULT_VARIANTS, MAX_VARIANTS
 from embervlm.data.sample import DataError
 from embervlm.data.shards import find, names_shards
 from embervlm.fleet import Fleet, FleetError
-from embervlm.model.weights import WeightsError
-from embervlm.training.teacher import teacher_folder
 
 PRECISIONS = ("no", "bf16", "fp16")
 MAX_TEACHER_TEXTS = 1_000_000
@@ -166,6 +164,10 @@ class RunSettings:
         if self.resume not in (None, "auto") and not Path(str(self.resume)).is_dir():
             problems.append(f"--resume {self.resume}: no such checkpoint folder; expected one, or auto")
         if self.teacher is not None:
+            # Loads torch and transformers, for which nobody else who mistypes a flag should wait.
+            from embervlm.model.weights import WeightsError
+            from embervlm.training.teacher import teacher_folder
+
             try:
                 teacher_folder(self.teacher)
             except WeightsError as error:
