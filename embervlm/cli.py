@@ -219,11 +219,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             fleet_size=arguments.fleet_size,
             **common,
         )
-    text = json.dumps(found.to_dict(), indent=2, ensure_ascii=False)
     page = None
     if arguments.report is not None:
         page = write_report(found, arguments.report)
-    print(text if arguments.json else _evaluation_for_people(found))
+    if arguments.json:
+        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        print(_evaluation_for_people(found))
     if page is not None and not arguments.json:
         print(f"report: {page}")
     return 0

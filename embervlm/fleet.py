@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+#: What a fleet file is called in a model folder and beside robot files.
+FLEET_FILE = "fleet.yaml"
 MAX_FLEET_FILE_BYTES = 1_000_000
 MAX_ROBOTS = 1_000
 MAX_NAME_CHARACTERS = 80

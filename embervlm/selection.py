@@ -504,10 +504,9 @@ class RobotSelector:
         robots = [encode_text(self.tokenizer, f" {name}") for name in names]
         written: list[tuple[int, str, str]] = []
         waiting = set(range(len(names)))
-        limit = max(MAX_PLAN_STEPS, len(names))
+        limit = max(len(names), min(MAX_PLAN_STEPS, MAX_ROBOT_PHASES * len(names)))
         # An order, a name, a colon, a subtask and a line's end.
         phase_tokens = 3 + max(map(len, robots)) + MAX_STEP_TOKENS
-        limit = min(limit, MAX_ROBOT_PHASES * len(names))
         while len(written) < limit and writer.room >= phase_tokens:
             order = written[-1][0] if written else 0
             orders = [order, order + 1] if written else [1]
@@ -517,10 +516,10 @@ class RobotSelector:
             if picked >= len(options):
                 break
             # Robots without a phase come first once there is only room for them.
-            has_enough = [name for name, phases in Counter(w[1] for w in written).items() if phases >= MAX_ROBOT_PHASES]
-            free = [index for index, name in enumerate(names) if name not in has_enough]
+            phases = Counter(name for _, name, _ in written)
+            free = [index for index, name in enumerate(names) if phases[name] < MAX_ROBOT_PHASES]
             allowed = sorted(waiting) if limit - len(written) <= len(waiting) else free
-            robot = list(allowed)[writer.choose([robots[index] for index in allowed], colon)]
+            robot = allowed[writer.choose([robots[index] for index in allowed], colon)]
             waiting.discard(robot)
             writer.read(colon)
             subtask = writer.write_line() or task

@@ -20,6 +20,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from embervlm.data.collate import Collator, RobotTaskDataset
 from embervlm.data.robot_format import write_robot_lines
 from embervlm.data.sample import Chances, DataError, RobotSample, normalise_task
+from embervlm.evaluation.sentence_encoder import MINILM_PACKAGE
 from embervlm.fleet import Fleet, Robot
 from embervlm.model.weights import WeightsError, load_model
 from embervlm.prompts import IGNORED, robot_description
@@ -396,8 +397,8 @@ def test_what_the_head_was_told_of_rare_words_stays(make_tiny: Callable[..., Any
 
 
 def test_minilm_where_it_is_installed() -> None:
-    if importlib.util.find_spec(teacher.MINILM_PACKAGE) is None:
-        pytest.skip(f"{teacher.MINILM_PACKAGE} is not installed")
+    if importlib.util.find_spec(MINILM_PACKAGE) is None:
+        pytest.skip(f"{MINILM_PACKAGE} is not installed")
     folder = teacher_folder("minilm")
     near = Teacher(folder, 5).neighbours(["boat"])["boat"]
-    assert "ship" in near
+    assert {"yacht", "canoe"} <= set(near)

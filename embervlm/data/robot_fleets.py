@@ -13,9 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from embervlm.data.sample import DataError, RobotSample
-from embervlm.fleet import Fleet, Robot
+from embervlm.fleet import FLEET_FILE, Fleet, Robot
 
-FLEET_FILE = "fleet.yaml"
 #: Share of the training tasks of the run's fleet whose robots are replaced by others that do the same, where there are
 #: any, and share of those that keep their robots but get others of the batch beside them, or fewer. The other tasks are
 #: trained among the run's fleet as it is.

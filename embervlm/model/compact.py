@@ -88,7 +88,7 @@ def read_compact(folder: Path) -> Any:
             _check_fit(expected, found)
             stored = {name: file.get_tensor(name) for name in found}
     except (OSError, SafetensorError) as error:
-        raise CompactError(f"cannot read {WEIGHTS_FILE} ({_one_line(error)})") from None
+        raise CompactError(f"cannot read {WEIGHTS_FILE} ({one_line(error)})") from None
     for name, tensor in stored.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CompactError(f"{WEIGHTS_FILE}: {name} has values that are not finite")
@@ -163,7 +163,7 @@ def _without_weights(folder: Path, tensors: int) -> Any:
     except _CONFIG_ERRORS as error:
         if isinstance(error, CompactError):
             raise
-        raise CompactError(f"config.json describes no model ({_one_line(error)})") from None
+        raise CompactError(f"config.json describes no model ({one_line(error)})") from None
 
 
 def _tied(config: Any) -> frozenset[str]:
@@ -208,5 +208,6 @@ def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, tuple[str, li
         )
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error's message in one line of at most 160 characters; its type where it says nothing."""
     return " ".join(str(error).split())[:160] or type(error).__name__

@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-from embervlm.fleet import Fleet
-from embervlm.model.compact import CompactError, is_compact, read_compact, write_compact
+from embervlm.fleet import FLEET_FILE, Fleet
+from embervlm.model.compact import CompactError, is_compact, one_line, read_compact, write_compact
 from embervlm.model.configuration_embervlm import (
     PRETRAINED_LANGUAGE_MODEL,
     PRETRAINED_VISION,
@@ -41,7 +41,6 @@ from embervlm.tokens import TokenizerError, load_tokenizer
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-FLEET_FILE = "fleet.yaml"
 #: The name of the trained model that comes with the package, and what a command asks that is told no other.
 BOX_MODEL = "spark"
 _BOX = Path(__file__).resolve().parents[1] / "box"
@@ -138,7 +137,7 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
             folder, local_files_only=True, output_loading_info=True
         )
     except _HUB_ERRORS as error:
-        raise WeightsError(f"{folder}: cannot load the weights ({_one_line(error)})") from None
+        raise WeightsError(f"{folder}: cannot load the weights ({one_line(error)})") from None
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing or unexpected:
         raise WeightsError(
@@ -167,7 +166,7 @@ def load_source_tokenizer(folder: str | os.PathLike[str]) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except _HUB_ERRORS as error:
-        raise WeightsError(f"{folder}: cannot read its tokenizer ({_one_line(error)})") from None
+        raise WeightsError(f"{folder}: cannot read its tokenizer ({one_line(error)})") from None
 
 
 def load_processor(folder: str | os.PathLike[str]) -> Any:
@@ -184,7 +183,7 @@ def load_processor(folder: str | os.PathLike[str]) -> Any:
     except TokenizerError as error:
         raise WeightsError(str(error)) from None
     except _HUB_ERRORS as error:
-        raise WeightsError(f"{folder}: cannot read the processor ({_one_line(error)})") from None
+        raise WeightsError(f"{folder}: cannot read the processor ({one_line(error)})") from None
     return processor
 
 
@@ -317,7 +316,7 @@ def verify_folder(folder: str | os.PathLike[str]) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(f"{folder}: its manifest cannot be read ({_one_line(error)})") from None
+        raise WeightsError(f"{folder}: its manifest cannot be read ({one_line(error)})") from None
 
 
 def _load_compact(folder: Path) -> Any:
@@ -345,7 +344,7 @@ def _load_language_model(source: str, optional: bool) -> Any:
         if optional:
             return None
         raise WeightsError(
-            f"{source}: cannot load a language model ({_one_line(error)}). "
+            f"{source}: cannot load a language model ({one_line(error)}). "
             "Cure: a folder with a GPT-2 model, a hub name that can be reached, or --language_model none"
         ) from None
     if model.config.model_type != "gpt2":
@@ -367,7 +366,7 @@ def _load_vision_state(source: str, optional: bool) -> dict[str, torch.Tensor] |
         if optional:
             return None
         raise WeightsError(
-            f"{source}: cannot load vision weights ({_one_line(error)}). "
+            f"{source}: cannot load vision weights ({one_line(error)}). "
             "Cure: a safetensors file or its folder, a hub name that can be reached, or --vision_weights none"
         ) from None
 
@@ -400,7 +399,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{folder}: no readable config.json, so not a model folder ({_one_line(error)})") from None
+        raise WeightsError(f"{folder}: no readable config.json, so not a model folder ({one_line(error)})") from None
     if not isinstance(config, dict):
         raise WeightsError(f"{folder}: config.json is no JSON object, so not a model folder")
     return config
@@ -425,7 +424,3 @@ def _hub_out_of_reach() -> bool:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

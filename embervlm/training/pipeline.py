@@ -17,13 +17,13 @@ from embervlm.data.collate import ConversationDataset, RobotTaskDataset
 from embervlm.data.index import cache_folder
 from embervlm.data.loaders import Stage, dataset_names, load_base
 from embervlm.data.quarantine import QUARANTINE_FILE, read_quarantine
-from embervlm.data.robot_fleets import FLEET_FILE, OTHER_FLEET_REPEATS, other_fleets, other_robots
+from embervlm.data.robot_fleets import OTHER_FLEET_REPEATS, other_fleets, other_robots
 from embervlm.data.robot_loader import load_robot_tasks
 from embervlm.data.robot_rewording import is_reworded
 from embervlm.data.sample import DataError, RobotSample
 from embervlm.data.shards import find, names_shards
 from embervlm.data.stream import ORDER_FILE, Catalogue, StreamedDataset, open_catalogue
-from embervlm.fleet import Fleet, FleetError
+from embervlm.fleet import FLEET_FILE, Fleet, FleetError
 from embervlm.model import EmberVLMProcessor
 from embervlm.model.weights import (
     WeightsError,

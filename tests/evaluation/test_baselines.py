@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embervlm.data.sample import RobotSample
-from embervlm.evaluation import baselines
+from embervlm.evaluation import baselines, sentence_encoder
 from embervlm.evaluation.metrics import exact_set, leader_accuracy
 from embervlm.fleet import Fleet
 
@@ -93,7 +93,7 @@ def test_n_grams_of_few_tasks(count: int) -> None:
 
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "MINILM_PACKAGE", "no_such_minilm_package")
+    monkeypatch.setattr(sentence_encoder, "MINILM_PACKAGE", "no_such_minilm_package")
     methods, notes = baselines.available()
     assert list(methods) == ["majority", "key words", "n-grams + logistic regression"]
     (minilm,) = notes
