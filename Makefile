@@ -49,11 +49,11 @@ spark: setup
 	cp collection/robots/train/* $(SPARK)/data/robot-selection-dataset/robots
 	@test -f $(SPARK)/outputs/final/manifest.json || $(BIN)/torchrun --nproc_per_node=2 scripts/train_all.py \
 	  --output_dir $(SPARK)/outputs --stage all --distributed --mixed_precision bf16 --preset spark --resume auto \
-	  --teacher minilm --teacher_texts 6000 \
+	  --teacher minilm --teacher_texts 30000 \
 	  --batch_size 32 --learning_rate 2e-3 --save_steps 500 --log_steps 20 \
 	  --stage1_data $(SPARK)/data/base_vlm --stage2_data $(SPARK)/data/base_vlm/llava \
 	  --robot_data $(SPARK)/data/robot-selection-dataset --robot_variants 1 \
-	  --stage1_epochs 1 --stage2_epochs 0.5 --stage3_robot_epochs 3.4
+	  --stage1_epochs 1 --stage2_epochs 0.5 --stage3_robot_epochs 2
 	@rm -rf $(SPARK)/box
 	$(BIN)/embervlm export --format compact --model $(SPARK)/outputs/final --card docs/spark.md --out $(SPARK)/box
 

@@ -33,6 +33,7 @@ from embervlm.words import rarity
 FLEET = Fleet.default()
 NAMES = FLEET.names
 JOBS = ("film the roof", "dive to the reef", "carry the crates", "deliver the letter", "climb the rubble")
+DESCRIPTIONS = [robot_description(robot) for robot in FLEET]
 PLACES = ("harbour", "forest", "tunnel", "market", "island", "quarry", "museum", "desert")
 #: Each of five jobs at eight places, led by one robot each; the diver takes the drone along.
 TASKS = [
@@ -84,7 +85,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loss(judge: Teacher) -> float:
-    leading, _ = judge.judge([task.task for task in TASKS])
+    leading, _ = judge.judge([task.task for task in TASKS], FLEET)
     return float(F.nll_loss(leading.log(), torch.tensor([NAMES.index(task.leaders[0]) for task in TASKS])))
 
 
@@ -92,33 +93,34 @@ def test_it_learns_and_judges(encoder: Path, monkeypatch: pytest.MonkeyPatch) ->
     # What is right for a pretrained encoder is too little for a tiny random one.
     monkeypatch.setattr(teacher, "LEARNING_RATE", 5e-3)
     monkeypatch.setattr(teacher, "HEAD_LEARNING_RATE", 5e-2)
-    judge = Teacher(encoder, len(FLEET))
-    leading, going = judge.judge(["Dive.", "Film it from above."])
-    # Before it has learnt anything, everything is as likely.
-    assert torch.equal(leading, torch.full((2, 5), 0.2)) and torch.equal(going, torch.full((2, 5), 0.5))
+    judge = Teacher(encoder)
+    leading, _ = judge.judge(["Dive.", "Film it from above."], FLEET)
+    # Before it has learnt anything, it goes by how near a description is to the text.
+    texts, robots = (judge.encode_many(each, "") for each in (["Dive.", "Film it from above."], DESCRIPTIONS))
+    assert torch.equal(leading.argmax(-1), F.cosine_similarity(texts[:, None], robots[None], dim=-1).argmax(-1))
     before = loss(judge)
     judge.fit(TASKS, FLEET, seed=0, epochs=40)
     assert loss(judge) < 0.5 * before
-    leading, going = judge.judge([task.task for task in TASKS])
+    leading, going = judge.judge([task.task for task in TASKS], FLEET)
     torch.testing.assert_close(leading.sum(-1), torch.ones(len(TASKS)))
     assert bool((going > 0).all()) and bool((going < 1).all())
     assert not judge.encoder.training
     right = [NAMES[row] == task.leaders[0] for row, task in zip(leading.argmax(-1).tolist(), TASKS, strict=True)]
     assert sum(right) > 30
     # Texts come back in the order in which they were asked, whatever their lengths.
-    turned = judge.judge([task.task for task in TASKS][::-1])[0].flip(0)
+    turned = judge.judge([task.task for task in TASKS][::-1], FLEET)[0].flip(0)
     torch.testing.assert_close(turned, leading, rtol=0.05, atol=0.02)
-    assert judge.judge([])[0].shape == judge.judge([])[1].shape == (0, 5)
+    assert [tuple(each.shape) for each in judge.judge([], FLEET)] == [(0, 5)] * 2
 
 
 def test_neighbours_are_other_words_of_the_vocabulary(encoder: Path) -> None:
-    found = Teacher(encoder, 5).neighbours(["film", "island", "parce"])
+    found = Teacher(encoder).neighbours(["film", "island", "parce"])
     vocabulary = set((encoder / "vocab.txt").read_text().split())
     assert list(found) == ["film", "island", "parce"]
     for word, others in found.items():
         assert 0 < len(others) <= teacher.NEIGHBOURS and len(set(others)) == len(others)
         assert set(others) <= vocabulary and not any(other.startswith(word[:-1]) for other in others)
-    assert Teacher(encoder, 5).neighbours([]) == {}
+    assert Teacher(encoder).neighbours([]) == {}
 
 
 def taught(encoder: Path, cache: Path, **changes: Any) -> list[RobotSample]:
@@ -278,7 +280,7 @@ def test_folders_that_hold_no_encoder(
         (tiny_folder, "cannot load a sentence encoder"),
     ):
         with pytest.raises(WeightsError, match=message) as caught:
-            Teacher(folder, 5)
+            Teacher(folder)
         assert one_line(caught.value).startswith(f"{folder}: ")
 
 
@@ -400,5 +402,5 @@ def test_minilm_where_it_is_installed() -> None:
     if importlib.util.find_spec(MINILM_PACKAGE) is None:
         pytest.skip(f"{MINILM_PACKAGE} is not installed")
     folder = teacher_folder("minilm")
-    near = Teacher(folder, 5).neighbours(["boat"])["boat"]
+    near = Teacher(folder).neighbours(["boat"])["boat"]
     assert {"yacht", "canoe"} <= set(near)

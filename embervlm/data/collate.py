@@ -24,15 +24,7 @@ from torch.utils.data import Dataset
 from embervlm.data.images import ImageError, decode_image, read_picture
 from embervlm.data.order import text_lengths
 from embervlm.data.quarantine import Failure, replacements
-from embervlm.data.robot_fleets import (
-    OTHER_FLEET_SHARE,
-    STAND_IN_SHARE,
-    composed,
-    other_robots,
-    pool_of,
-    recast,
-    stand_ins,
-)
+from embervlm.data.robot_fleets import cast, gathered, other_robots, stand_ins
 from embervlm.data.sample import DataError, Picture, RobotSample, Sample, image_key
 from embervlm.fleet import Fleet, Robot
 from embervlm.prompts import (
@@ -305,7 +297,10 @@ class RobotTaskDataset(_SampleDataset):
         with_reasoning = self.augment and with_text and rng.random() < REASONING_SHARE
         with_image = sample.image is not None and not (self.augment and rng.random() < PICTURE_DROPOUT)
         leader = rng.randrange(len(sample.leaders))
-        sample, robots, lot = self._recast(index, sample)
+        # Not of the numbers that vary the rest, which are the same whatever other robots there are.
+        lots = random.Random(f"{self.seed}/{self._epoch}/{index}/fleet")
+        played = cast(sample, self.fleet, self._stand_ins, lots, varied=self.augment)
+        sample, robots = played.sample, played.robots
 
         def encoded_as(sample: RobotSample) -> Encoded:
             return self._encode(
@@ -339,25 +334,8 @@ class RobotTaskDataset(_SampleDataset):
             leader=leading,
             members=going,
             robots=robots,
-            lot=lot,
+            lot=played.lot,
         )
-
-    def _recast(self, index: int, sample: RobotSample) -> tuple[RobotSample, tuple[Robot, ...], int]:
-        """The task as it is trained this time, its robots where it gets a fleet around them, and that fleet's lot."""
-        # Not of the numbers that vary the rest, which are the same whatever other robots there are.
-        rng = random.Random(f"{self.seed}/{self._epoch}/{index}/fleet")
-        drawn, lot = rng.random(), rng.getrandbits(32)
-        if sample.chances is not None:
-            return sample, (), 0
-        if sample.fleet is not None:
-            return sample, tuple(sample.fleet[name] for name in sample.selected), lot
-        roles = {name: self.fleet[name] for name in sample.selected}
-        if self.augment and drawn < STAND_IN_SHARE and not self._stand_ins.keys().isdisjoint(roles):
-            roles |= {name: rng.choice(self._stand_ins[name]) for name in roles if name in self._stand_ins}
-            return recast(sample, roles), tuple(roles.values()), lot
-        if self.augment and STAND_IN_SHARE <= drawn < STAND_IN_SHARE + OTHER_FLEET_SHARE:
-            return sample, tuple(roles.values()), lot
-        return sample, (), 0
 
     def _task_length(self, sample: RobotSample, with_image: bool) -> int:
         return len(self._encode(task_pieces(sample.task, with_image)).input_ids)
@@ -487,24 +465,18 @@ class Collator:
 
     def _fleets(self, examples: Sequence[Example], fleet: Fleet) -> dict[str, Tensor]:
         """The labels and the robots of a batch whose tasks have fleets of their own, a column a robot."""
-        rng = random.Random("/".join(str(example.lot) for example in examples))
-        pool = pool_of((robot for example in examples for robot in example.robots), fleet, self.others, rng)
-        places = {robot: place for place, robot in enumerate(pool)}
-        leaders, members = torch.zeros(len(examples), len(pool)), torch.zeros(len(examples), len(pool))
-        mask = torch.zeros(len(examples), len(pool), dtype=torch.bool)
+        company = gathered([(example.robots, example.lot) for example in examples], fleet, self.others)
+        leaders, members = torch.zeros(2, len(examples), len(company.pool))
+        mask = torch.zeros(len(examples), len(company.pool), dtype=torch.bool)
         for row, example in enumerate(examples):
-            robots = example.robots or fleet.robots
-            labelled = [places[robot] for robot in robots]
-            leaders[row, labelled], members[row, labelled] = torch.tensor([example.leader, example.members])
-            if example.robots:
-                least = len(robots) + 1
-                robots = tuple(composed(robots, pool, rng.randint(least, max(least, len(pool))), rng))
-            mask[row, [places[robot] for robot in robots]] = True
+            leaders[row, company.own[row]] = torch.tensor(example.leader)
+            members[row, company.own[row]] = torch.tensor(example.members)
+            mask[row, company.fleets[row]] = True
         return {
             "leader_labels": leaders,
             "member_labels": members,
             "fleet_mask": mask,
-            **_fleet_rows([self._description(robot) for robot in pool]),
+            **_fleet_rows([self._description(robot) for robot in company.pool]),
         }
 
     def _description(self, robot: Robot) -> tuple[list[int], dict[int, float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from embervlm.data.sample import DataError, RobotSample
@@ -89,6 +89,84 @@ def recast(sample: RobotSample, roles: Mapping[str, Robot]) -> RobotSample:
         plan=tuple(replace(step, robot=new([step.robot])[0]) for step in sample.plan),
         reasoning=None if sample.reasoning is None else replace(sample.reasoning, capabilities=()),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """A task as it is trained this time.
+
+    Attributes:
+        sample: the task, its robots' names those of the ones who do it.
+        robots: who does it, around whom a fleet is put together; empty for the run's fleet as it is.
+        lot: decides who else is in that fleet.
+    """
+
+    sample: RobotSample
+    robots: tuple[Robot, ...] = ()
+    lot: int = 0
+
+
+def cast(
+    sample: RobotSample, fleet: Fleet, stand_ins: Mapping[str, Sequence[Robot]], rng: random.Random, *, varied: bool
+) -> Cast:
+    """Draw who does a task and whether a fleet is put together around them.
+
+    Args:
+        sample: of ``fleet``, or of a fleet of its own.
+        fleet: the run's.
+        stand_ins: of :func:`stand_ins`.
+        rng: draws.
+        varied: whether tasks of the run's fleet get other robots at all.
+    """
+    drawn, lot = rng.random(), rng.getrandbits(32)
+    if sample.chances is not None:
+        return Cast(sample)
+    if sample.fleet is not None:
+        return Cast(sample, tuple(sample.fleet[name] for name in sample.selected), lot)
+    roles = {name: fleet[name] for name in sample.selected}
+    if varied and drawn < STAND_IN_SHARE and not stand_ins.keys().isdisjoint(roles):
+        roles |= {name: rng.choice(stand_ins[name]) for name in roles if name in stand_ins}
+        return Cast(recast(sample, roles), tuple(roles.values()), lot)
+    if varied and STAND_IN_SHARE <= drawn < STAND_IN_SHARE + OTHER_FLEET_SHARE:
+        return Cast(sample, tuple(roles.values()), lot)
+    return Cast(sample)
+
+
+@dataclass(frozen=True, slots=True)
+class Company:
+    """The robots of a batch, and for each of its tasks the places of some of them.
+
+    Attributes:
+        pool: all robots, whose descriptions are encoded once.
+        own: the places of each task's robots as it gave them: the run's fleet where it gave none.
+        fleets: the places of all the robots of each task's fleet.
+    """
+
+    pool: tuple[Robot, ...]
+    own: list[list[int]]
+    fleets: list[list[int]]
+
+
+def gathered(tasks: Sequence[tuple[Sequence[Robot], int]], fleet: Fleet, others: Sequence[Robot]) -> Company:
+    """Put the fleets of a batch together.
+
+    Args:
+        tasks: ``robots`` and ``lot`` of each task, as in :class:`Cast`.
+        fleet: the run's.
+        others: further robots that tasks may get beside their own.
+    """
+    rng = random.Random("/".join(str(lot) for _, lot in tasks))
+    pool = pool_of((robot for robots, _ in tasks for robot in robots), fleet, others, rng)
+    places = {robot: place for place, robot in enumerate(pool)}
+    own, fleets = [], []
+    for given, _ in tasks:
+        robots: Sequence[Robot] = given or fleet.robots
+        own.append([places[robot] for robot in robots])
+        if given:
+            least = len(robots) + 1
+            robots = composed(robots, pool, rng.randint(least, max(least, len(pool))), rng)
+        fleets.append([places[robot] for robot in robots])
+    return Company(pool, own, fleets)
 
 
 def pool_of(needed: Iterable[Robot], fleet: Fleet, others: Sequence[Robot], rng: random.Random) -> tuple[Robot, ...]:

@@ -44,7 +44,8 @@ from embervlm.training.engine import StageTrainer, training_arguments
 from embervlm.training.stage1_align import Stage1Trainer
 from embervlm.training.stage2_instruct import Stage2Trainer
 from embervlm.training.stage3_robots import Stage3Trainer
-from embervlm.training.teacher import taught_samples, teacher_folder, word_embeddings
+from embervlm.training.study import study
+from embervlm.training.teacher import Lessons, taught_samples, teacher_folder, word_embeddings
 from embervlm.words import rarity
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ STAGES: dict[int, type[StageTrainer]] = {1: Stage1Trainer, 2: Stage2Trainer, 3: 
 CHECKED_SAMPLES = 1000
 STAGE_FILE = "stage.json"
 TAUGHT_FILE = "taught.jsonl"
+STUDIED_FOLDER = "studied"
 #: Robots in the fleets in which validation tasks of other fleets than the run's are measured.
 OTHER_FLEET_ROBOTS = 6
 
@@ -209,7 +211,7 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
     if stage == 3:
         _tell_rarity(model, run.data[3].train, run.fleet)
         if settings.teacher is not None:
-            _learn_from_teacher(run, settings.teacher, arguments)
+            model = _learn_from_teacher(run, settings.teacher, model, processor, arguments)
     train, validation = _datasets(run, stage, processor)
     # Shards are not read for this; their validation pairs stand for all.
     streamed = isinstance(train, StreamedDataset)
@@ -247,23 +249,40 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
     return result
 
 
-def _learn_from_teacher(run: Run, teacher: str, arguments: TrainingArguments) -> None:
-    """Add what a teacher judges to the training tasks: made by the first process, read by all."""
-    data = run.data[3]
+def _learn_from_teacher(run: Run, teacher: str, model: Any, processor: Any, arguments: TrainingArguments) -> Any:
+    """Let the model study what a teacher knows, and add some of what it judges to the training tasks.
 
-    def taught() -> list[RobotSample]:
-        return taught_samples(
+    The first process does this; all read its results.
+
+    Returns:
+        the model that has studied.
+    """
+    data, output = run.data[3], run.settings.stage_dir(3)
+    cache, studied = output / TAUGHT_FILE, output / STUDIED_FOLDER
+
+    def learn(lessons: Lessons) -> None:
+        study(model, processor.tokenizer, lessons, run.fleet, arguments)
+        save_folder(studied, model, processor, run.fleet)
+
+    with arguments.main_process_first(desc="the teacher's lessons"):
+        if arguments.distributed_state.is_main_process and not is_complete(studied):
+            cache.unlink(missing_ok=True)
+        taught = taught_samples(
             data.train,
             [*data.validation, *data.of_other_fleets],
             run.fleet,
             teacher_folder(teacher),
             texts=run.settings.teacher_texts,
             seed=run.settings.seed,
-            cache=run.settings.stage_dir(3) / TAUGHT_FILE,
+            cache=cache,
+            study=learn,
         )
-
-    with arguments.main_process_first(desc="the teacher's judgement"):
-        run.data[3] = replace(data, train=[*data.train, *taught()])
+    # As many as there are written tasks, so that these are not forgotten for them.
+    written = sum(sample.image is None and sample.fleet is None and not is_reworded(sample) for sample in data.train)
+    run.data[3] = replace(data, train=[*data.train, *taught[:written]])
+    # The same from here on whether this process has studied or not.
+    set_seed(run.settings.seed)
+    return load_model(studied)
 
 
 def _tell_rarity(model: Any, samples: Sequence[RobotSample], fleet: Fleet) -> None:

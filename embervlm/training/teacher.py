@@ -1,9 +1,10 @@
 """A teacher for stage 3: a pretrained sentence encoder that judges many texts, from which the small model learns.
 
-The encoder (such as all-MiniLM-L6-v2, 22M parameters) is trained on the training tasks alone, then says of tens of
-thousands of altered texts how likely each robot leads and goes along; the model learns these probabilities beside the
-written labels (Hinton et al., arXiv 1503.02531). It brings in what words mean, which a model from nothing cannot know
-of a few thousand tasks. Pictures and other fleets than the run's are none of its business.
+The encoder (such as all-MiniLM-L6-v2, 22M parameters) is trained on the training tasks alone to find each task's robots
+by their descriptions, among the fleets that stage 3 trains with. Then it says of tens of thousands of altered texts how
+likely each robot leads and goes along; the model learns these probabilities beside the written labels (Hinton et al.,
+arXiv 1503.02531), and, before its first step, the encoder's vectors of all these texts (``study``). So it gets what
+words mean, which a model from nothing cannot know of a few thousand tasks. Pictures are none of the teacher's business.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +28,28 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from embervlm.data.robot_fleets import Cast, Company, cast, gathered, other_robots, stand_ins
 from embervlm.data.robot_rewording import is_reworded
 from embervlm.data.sample import Chances, DataError, RobotSample, normalise_task
 from embervlm.evaluation.sentence_encoder import mean_states, minilm_folder
-from embervlm.fleet import Fleet
+from embervlm.fleet import Fleet, Robot
 from embervlm.model.compact import one_line
 from embervlm.model.weights import WeightsError
+from embervlm.prompts import robot_description
 from embervlm.training.perturbation import perturbed_tasks, replaceable_words
 
 logger = logging.getLogger(__name__)
 
-EPOCHS = 3
+EPOCHS = 2
 LEARNING_RATE = 2e-4
-HEAD_LEARNING_RATE = 5e-3
+HEAD_LEARNING_RATE = 1e-3
 BATCH = 32
+#: How often a task of another fleet stands in a pass of the teacher's training: descriptions are learnt from these.
+OTHER_FLEET_REPEATS = 2
+#: Altered texts of tasks of other fleets, as a share of those of the run's.
+OTHER_FLEET_TEXTS = 0.3
+#: Going along counts more than leading in the teacher's loss, as most robots do not go and are soon learnt.
+MEMBER_WEIGHT = 2.0
 MAX_TOKENS = 128
 NEIGHBOURS = 8
 #: Words of the encoder's vocabulary that may stand in for others.
@@ -64,18 +74,62 @@ def teacher_folder(name: str) -> Path:
     return folder
 
 
+class DescriptionMatch(nn.Module):
+    """Who leads and who goes along, by how near a task's vector is to those of the robots' descriptions.
+
+    It starts as the cosine of the two, which a sentence encoder is made for, and learns from there.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.leader_query, self.leader_key = nn.Linear(width, width), nn.Linear(width, width)
+        self.member_query, self.member_key = nn.Linear(width, width), nn.Linear(width, width)
+        for layer in (self.leader_query, self.leader_key, self.member_query, self.member_key):
+            nn.init.eye_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.leader_scale = nn.Parameter(torch.tensor(12.0))
+        self.member_scale = nn.Parameter(torch.tensor(8.0))
+        self.member_bias = nn.Parameter(torch.tensor(-4.0))
+
+    def forward(self, tasks: Tensor, robots: Tensor) -> tuple[Tensor, Tensor]:
+        """(tasks, width) and (robots, width) -> leader logits and member logits, each (tasks, robots)."""
+        tasks, robots = F.normalize(tasks, dim=-1), F.normalize(robots, dim=-1)
+        leading = self.leader_scale * (self.leader_query(tasks) @ self.leader_key(robots).T)
+        going = self.member_scale * (self.member_query(tasks) @ self.member_key(robots).T) + self.member_bias
+        return leading, going
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a teacher knows of many texts.
+
+    Attributes:
+        texts: tasks of training as they are written, and altered ones.
+        vectors: the encoder's, (texts, width).
+        robots: of the run's fleet first, then those of other fleets.
+        robot_vectors: of their descriptions, (robots, width).
+        leading, going: the logits of each robot, (texts, robots).
+    """
+
+    texts: list[str]
+    vectors: Tensor
+    robots: tuple[Robot, ...]
+    robot_vectors: Tensor
+    leading: Tensor
+    going: Tensor
+
+
 class Teacher:
-    """A sentence encoder and two linear heads: who leads (softmax) and who goes along (sigmoid).
+    """A sentence encoder and a match of its vectors of tasks and descriptions.
 
     Args:
         folder: a BERT-like sentence encoder as transformers saves it, in safetensors.
-        robots: how many there are to choose from.
 
     Raises:
         WeightsError: the folder holds no such encoder.
     """
 
-    def __init__(self, folder: str | Path, robots: int) -> None:
+    def __init__(self, folder: str | Path) -> None:
         from transformers import AutoModel, AutoTokenizer
 
         try:
@@ -93,9 +147,7 @@ class Teacher:
             raise WeightsError(
                 f"{folder}: not the weights of a sentence encoder ({len(missing)} missing: {missing[:2]})"
             )
-        self.heads = nn.Linear(self.width, 2 * robots)
-        nn.init.zeros_(self.heads.weight)
-        nn.init.zeros_(self.heads.bias)
+        self.match = DescriptionMatch(self.width)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """The texts' mean last states, (texts, width)."""
@@ -103,43 +155,63 @@ class Teacher:
             return mean_states(self.encoder, self.tokenizer, texts, MAX_TOKENS)
 
     def fit(self, samples: Sequence[RobotSample], fleet: Fleet, *, seed: int, epochs: int = EPOCHS) -> None:
-        """Train on written labels: AdamW, the rate falling to a fiftieth, texts of like length in a batch."""
+        """Train on written labels among varied fleets, as stage 3 does (``robot_fleets``), of texts of like length.
+
+        AdamW, the rate falling to a fiftieth. The encoder's word embeddings stay as they are, so that words that no
+        task has keep their place among those that tasks have.
+        """
         torch.manual_seed(seed)
         rng = random.Random(f"teacher/{seed}")
+        self.encoder.get_input_embeddings().requires_grad_(False)
+        layers = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
+        others = other_robots(samples, fleet)
+        doubles = stand_ins(fleet, others)
+        samples = [*samples, *[s for s in samples if s.fleet is not None] * (OTHER_FLEET_REPEATS - 1)]
         optimizer = torch.optim.AdamW(
             [
-                {"params": list(self.encoder.parameters()), "lr": LEARNING_RATE},
-                {"params": list(self.heads.parameters()), "lr": HEAD_LEARNING_RATE},
+                {"params": layers, "lr": LEARNING_RATE},
+                {"params": list(self.match.parameters()), "lr": HEAD_LEARNING_RATE},
             ],
             weight_decay=0.01,
+            fused=True,
         )
         per_epoch = math.ceil(len(samples) / BATCH)
         steps = epochs * per_epoch
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / (0.1 * steps), max(0.02, 1 - step / steps))
         )
-        tell = _Teller("teacher: step", steps)
+        tell = Teller("teacher: step", steps)
         self.encoder.train()
         for epoch in range(epochs):
             for number, batch in enumerate(_batches(samples, rng), 1):
-                leading, going = self.heads(self.encode([sample.task for sample in batch])).chunk(2, -1)
-                leaders = torch.tensor([[(n in s.leaders) / len(s.leaders) for n in fleet.names] for s in batch])
-                selected = torch.tensor([[float(n in s.selected) for n in fleet.names] for s in batch])
-                loss = F.cross_entropy(leading, leaders) + F.binary_cross_entropy_with_logits(going, selected)
+                casts = [cast(sample, fleet, doubles, rng, varied=True) for sample in batch]
+                company = gathered([(each.robots, each.lot) for each in casts], fleet, others)
+                leaders, members, among = _labels(casts, company)
+                vectors = self.encode([sample.task for sample in batch])
+                robots = self.encode([robot_description(robot) for robot in company.pool])
+                leading, going = self.match(vectors, robots)
+                loss = F.cross_entropy(leading.masked_fill(~among, torch.finfo(leading.dtype).min), leaders)
+                loss = loss + MEMBER_WEIGHT * F.binary_cross_entropy_with_logits(going[among], members[among])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
+                nn.utils.clip_grad_norm_([*layers, *self.match.parameters()], 1.0)
                 optimizer.step()
                 schedule.step()
                 tell(epoch * per_epoch + number, f"loss {loss.item():.3f}")
         self.encoder.eval()
 
-    def judge(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """The probability that each robot leads and that it goes along, (texts, robots) each."""
-        states = self.encode_many(texts, "teacher: text")
+    def lessons(self, texts: Sequence[str], robots: Sequence[Robot]) -> Lessons:
+        """What the teacher knows of texts and robots."""
+        vectors = self.encode_many(texts, "teacher: text")
+        known = self.encode_many([robot_description(robot) for robot in robots], "teacher: robot")
         with torch.inference_mode():
-            leading, going = self.heads(states).chunk(2, -1)
-            return leading.softmax(-1), going.sigmoid()
+            leading, going = self.match(vectors, known)
+        return Lessons(list(texts), vectors, tuple(robots), known, leading, going)
+
+    def judge(self, texts: Sequence[str], fleet: Fleet) -> tuple[Tensor, Tensor]:
+        """The probability that each robot of a fleet leads and that it goes along, (texts, robots) each."""
+        lessons = self.lessons(texts, fleet.robots)
+        return lessons.leading.softmax(-1), lessons.going.sigmoid()
 
     def neighbours(self, words: Sequence[str]) -> dict[str, list[str]]:
         """For each word those of the encoder's vocabulary that it takes to mean most nearly the same.
@@ -163,7 +235,7 @@ class Teacher:
         """As :meth:`encode`, for many texts, grouped by length, with lines of progress that begin with ``what``."""
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         rows = [torch.empty(0, self.width)]
-        tell = _Teller(what, len(texts))
+        tell = Teller(what, len(texts))
         self.encoder.eval()
         with torch.inference_mode():
             for start in range(0, len(order), 64):
@@ -183,11 +255,13 @@ def taught_samples(
     texts: int,
     seed: int,
     cache: Path,
+    study: Callable[[Lessons], None] | None = None,
 ) -> list[RobotSample]:
     """Altered training tasks with a teacher's judgement, made once and kept in ``cache``.
 
     Args:
-        samples: the training tasks; those with a picture or a fleet of their own, and rewordings, take no part.
+        samples: the training tasks; those with a picture, and rewordings, take no part. Tasks of other fleets are
+            learnt and altered too, but what comes out is about the run's fleet.
         held_out: the validation tasks, none of whose texts comes out.
         fleet: the run's.
         folder: the teacher's encoder.
@@ -195,37 +269,46 @@ def taught_samples(
         seed: of the teacher's training and the alterations.
         cache: the JSON-lines file that is written, whole or not at all; one made of the same is read again, and one
             made of other tasks or damaged is made anew.
+        study: called with all that the teacher knows before the cache is written, and not where that is read.
 
     Raises:
         WeightsError: no encoder in ``folder``.
         DataError: no training task is told by its text alone.
     """
-    own = [s for s in samples if s.image is None and s.fleet is None and not is_reworded(s)]
+    told = list({id(s): s for s in samples if s.image is None and s.chances is None and not is_reworded(s)}.values())
+    own = [sample for sample in told if sample.fleet is None]
+    others = [sample for sample in told if sample.fleet is not None]
     if not own:
         raise DataError("a teacher learns from tasks without pictures, and the training data have none of them")
     kept_back = {normalise_task(sample.task) for sample in held_out}
-    key = _key(own, kept_back, fleet, folder, texts, seed)
+    key = _key(told, kept_back, fleet, folder, texts, seed)
     if (found := _read(cache, key)) is not None:
         logger.info("teacher: %d judged texts are in %s already", len(found), cache)
         return found
-    logger.info("teacher: %s learns from %d tasks and then judges %d altered texts", folder, len(own), texts)
-    with _all_cores():
-        teacher = Teacher(folder, len(fleet))
-        neighbours = teacher.neighbours(replaceable_words(own))
-        teacher.fit(own, fleet, seed=seed)
-    altered = [
-        (text, source)
-        for text, source in perturbed_tasks(own, neighbours, texts, seed)
-        if normalise_task(text) not in kept_back
-    ]
-    with _all_cores():
-        leading, going = teacher.judge([text for text, _ in altered])
+    logger.info("teacher: %s learns from %d tasks and then judges %d altered texts", folder, len(told), texts)
+    with all_cores():
+        teacher = Teacher(folder)
+        neighbours = teacher.neighbours(replaceable_words(told))
+        teacher.fit(told, fleet, seed=seed)
+
+        def altered(of: Sequence[RobotSample], count: int) -> list[tuple[str, RobotSample]]:
+            made = perturbed_tasks(of, neighbours, count, seed) if of else []
+            return [(text, source) for text, source in made if normalise_task(text) not in kept_back]
+
+        of_own, of_others = altered(own, texts), altered(others, round(OTHER_FLEET_TEXTS * texts))
+        lessons = teacher.lessons(
+            [*(text for text, _ in of_own), *(sample.task for sample in told), *(text for text, _ in of_others)],
+            [*fleet, *other_robots(told, fleet)],
+        )
+    leading = lessons.leading[: len(of_own), : len(fleet)].softmax(-1).tolist()
+    going = lessons.going[: len(of_own), : len(fleet)].sigmoid().tolist()
     made = [
         _taught(f"taught/{number}", text, source, fleet, leads, goes)
-        for number, ((text, source), leads, goes) in enumerate(
-            zip(altered, leading.tolist(), going.tolist(), strict=True)
-        )
+        for number, ((text, source), leads, goes) in enumerate(zip(of_own, leading, going, strict=True))
     ]
+    if study is not None:
+        with all_cores():
+            study(lessons)
     _write(cache, key, made)
     logger.info("teacher: %d judged texts are now in %s", len(made), cache)
     return made
@@ -246,10 +329,10 @@ def word_embeddings(folder: str | Path, tokenizer: Any, width: int, std: float) 
     Returns:
         (tokens without the control tokens, width), or fewer columns where the encoder is narrower.
     """
-    teacher = Teacher(folder, 1)
+    teacher = Teacher(folder)
     count = len(tokenizer) - len(tokenizer.all_special_ids)
     texts = [tokenizer.decode([index]).strip() or "." for index in range(count)]
-    with _all_cores():
+    with all_cores():
         states = teacher.encode_many(texts, "word embeddings: token")
     states = states - states.mean(0)
     # The components of a seeded part are those of the whole, near enough.
@@ -276,6 +359,20 @@ def _taught(
     )
 
 
+def _labels(casts: Sequence[Cast], company: Company) -> tuple[Tensor, Tensor, Tensor]:
+    """Who leads (rows sum to 1), who goes along, and who is in the fleet at all (bool): (tasks, robots) each."""
+    leaders, members = torch.zeros(2, len(casts), len(company.pool))
+    among = torch.zeros(len(casts), len(company.pool), dtype=torch.bool)
+    for row, each in enumerate(casts):
+        sample = each.sample
+        for place in company.own[row]:
+            name = company.pool[place].name
+            leaders[row, place] = (name in sample.leaders) / len(sample.leaders)
+            members[row, place] = float(name in sample.selected)
+        among[row, company.fleets[row]] = True
+    return leaders, members, among
+
+
 def _batches(samples: Sequence[RobotSample], rng: random.Random) -> Iterator[list[RobotSample]]:
     order = list(samples)
     rng.shuffle(order)
@@ -291,7 +388,10 @@ def _key(
     samples: Sequence[RobotSample], kept_back: Set[str], fleet: Fleet, folder: str | Path, texts: int, seed: int
 ) -> str:
     """What the judgement depends on, hashed."""
-    told = [[s.task, s.leaders, s.selected, s.family, s.voice] for s in samples]
+    told = [
+        [s.task, s.leaders, s.selected, s.family, s.voice, s.fleet and [robot_description(r) for r in s.fleet]]
+        for s in samples
+    ]
     weights = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).glob("*.safetensors"))]
     content = [told, sorted(kept_back), fleet.names, weights, texts, seed, EPOCHS, LEARNING_RATE]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -349,7 +449,7 @@ def _sample(entry: dict[str, Any]) -> RobotSample:
 
 
 @contextmanager
-def _all_cores() -> Iterator[None]:
+def all_cores() -> Iterator[None]:
     """Compute on all cores: the other processes wait meanwhile."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
@@ -359,7 +459,7 @@ def _all_cores() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class _Teller:
+class Teller:
     """A line of progress every half minute."""
 
     def __init__(self, what: str, total: int) -> None:
@@ -367,6 +467,7 @@ class _Teller:
         self.last = time.monotonic()
 
     def __call__(self, done: int, more: str = "") -> None:
+        """Say how far it is, if it is time to."""
         if time.monotonic() - self.last >= _LOG_SECONDS:
             self.last = time.monotonic()
             logger.info("%s %d/%d%s", self.what, done, self.total, f", {more}" if more else "")
