@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             head.__dict__.pop("forward", None)
         logits = selector.score([sample.task for sample in samples], [sample.image for sample in samples])
-        sent = selector.selected_names(*logits)
+        sent = selector.selected_names(*logits, [sample.image is not None for sample in samples])
         leader = leader_accuracy([names[0] for names in sent], [sample.leaders for sample in samples])
         exact = exact_set(sent, [sample.selected for sample in samples])
         sys.stdout.write(f"{name:<12} leader {leader:.1%}, exact set {exact:.1%} of {len(samples)} tasks\n")

@@ -15,7 +15,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,8 @@ class Calibration:
         fleet: :func:`fleet_mark` of the fleet that they were fitted for; empty where nothing was fitted.
         set_thresholds: the threshold of a prediction set's score (:func:`set_scores`) for a coverage of 50%, 51% ...
             99%, never falling; empty where the validation tasks were too few.
+        with_picture: what holds instead for tasks with a picture, where these were enough to be fitted apart: what is
+            seen and what is only told are known with other certainty.
     """
 
     temperature: float = 1.0
@@ -99,10 +101,17 @@ class Calibration:
     samples: int = 0
     fleet: str = ""
     set_thresholds: tuple[float, ...] = ()
+    with_picture: Calibration | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in ``calibration.json``."""
-        return asdict(self) | {"set_thresholds": list(self.set_thresholds)}
+        values = asdict(replace(self, with_picture=None)) | {"set_thresholds": list(self.set_thresholds)}
+        del values["with_picture"]
+        return values if self.with_picture is None else values | {"with_picture": self.with_picture.to_dict()}
+
+    def of(self, pictured: bool) -> Calibration:
+        """What holds for tasks with a picture, or for those without."""
+        return self.with_picture or self if pictured else self
 
     def set_threshold(self, coverage: float) -> float:
         """The threshold for a coverage; one between two whole percents is raised to the higher.
@@ -131,18 +140,27 @@ class Calibration:
         if not path.is_file():
             return cls()
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            made = cls(
-                float(values["temperature"]),
-                float(values["member_threshold"]),
-                int(values["samples"]),
-                str(values.get("fleet", "")),
-                tuple(float(threshold) for threshold in values.get("set_thresholds", ())),
-            )
+            return cls._from_dict(json.loads(path.read_text(encoding="utf-8")), path)
+        except WeightsError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise WeightsError(f"{path}: not a calibration ({error!r:.100})") from None
+
+    @classmethod
+    def _from_dict(cls, values: dict[str, Any], path: Path) -> Calibration:
+        of_pictures = values.get("with_picture")
+        made = cls(
+            float(values["temperature"]),
+            float(values["member_threshold"]),
+            int(values["samples"]),
+            str(values.get("fleet", "")),
+            tuple(float(threshold) for threshold in values.get("set_thresholds", ())),
+            None if of_pictures is None else cls._from_dict(of_pictures, path),
+        )
         if not (0 < made.temperature < float("inf") and 0 <= made.member_threshold <= 1):
-            raise WeightsError(f"{path}: temperature must be above 0 and member_threshold from 0 to 1, found {values}")
+            raise WeightsError(
+                f"{path}: temperature must be above 0 and member_threshold from 0 to 1, found {values!s:.200}"
+            )
         thresholds = made.set_thresholds
         if thresholds and not (
             len(thresholds) == len(COVERAGE_PERCENTS)
@@ -306,7 +324,7 @@ class RobotSelector:
             raise SelectionError(f"top_n must be 1 or more, found {top_n}")
         fleet = fleet or self.fleet
         if coverage is not None:
-            self._check_coverage(fleet, coverage)
+            self._check_coverage(fleet, coverage, image is not None)
         clock = _Clock()
         with torch.inference_mode():
             state = self._fleet_state(fleet)
@@ -322,19 +340,21 @@ class RobotSelector:
             chosen = writer.read([CONTROL_IDS[ROBOT_SELECTION]])
             words = self._word_vectors([task])
             leader_logits, member_logits = self.model.robot_head(chosen, words, state)
-            confidences, members = self._probabilities(leader_logits, member_logits)
-            order = sorted(range(len(fleet)), key=lambda index: -confidences[0][index])
-            names = [fleet.names[i] for i in self._selected(confidences[0], members[0])]
+            leading = self.leading(leader_logits, [image is not None])[0].tolist()
+            order = sorted(range(len(fleet)), key=lambda index: -leading[index])
+            names = [fleet.names[i] for i in self._selected(leading, member_logits[0], image is not None)]
             clock.lap("selection")
             writer.read(encode_text(self.tokenizer, selection_text(names)))
             after = self._write_grounds(writer, fleet[names[0]], names) if reason else []
             plan = self._write_plan(writer, task, names)
             clock.lap("plan")
-        scores = [RobotScore(fleet.names[i], confidences[0][i], fleet.names[i] in names) for i in order]
-        candidates = None if coverage is None else self.prediction_set(confidences[0], coverage, fleet)
+        scores = [RobotScore(fleet.names[i], leading[i], fleet.names[i] in names) for i in order]
+        candidates = None if coverage is None else self.prediction_set(leading, coverage, fleet, image is not None)
         return Selection(task, names[0], names, scores[:top_n], plan, before + after, clock.times(), candidates)
 
-    def prediction_set(self, leading: Sequence[float], coverage: float, fleet: Fleet | None = None) -> list[str]:
+    def prediction_set(
+        self, leading: Sequence[float], coverage: float, fleet: Fleet | None = None, pictured: bool = False
+    ) -> list[str]:
         """The robots among which the right leader is with probability ``coverage``: best first, at least one.
 
         By split conformal prediction (Angelopoulos and Bates, arXiv 2107.07511): the promise holds over tasks like
@@ -346,20 +366,22 @@ class RobotSelector:
             leading: the probability that each robot leads, in the fleet's order.
             coverage: from ``MIN_COVERAGE`` to ``MAX_COVERAGE``.
             fleet: as in :meth:`select`.
+            pictured: whether the task had a picture.
 
         Raises:
             SelectionError: the coverage is out of range, validation had too few tasks, or the fleet is another.
         """
         fleet = fleet or self.fleet
-        self._check_coverage(fleet, coverage)
-        threshold = self.calibration.set_threshold(coverage)
+        self._check_coverage(fleet, coverage, pictured)
+        threshold = self.calibration.of(pictured).set_threshold(coverage)
         scores = set_scores(leading)
         inside = [index for index, score in enumerate(scores) if score <= threshold]
         return [fleet.names[index] for index in sorted(inside, key=lambda index: -leading[index])]
 
-    def _check_coverage(self, fleet: Fleet, coverage: float) -> None:
-        self.calibration.set_threshold(coverage)
-        if self.calibration.fleet != fleet_mark(fleet):
+    def _check_coverage(self, fleet: Fleet, coverage: float, pictured: bool) -> None:
+        calibration = self.calibration.of(pictured)
+        calibration.set_threshold(coverage)
+        if calibration.fleet != fleet_mark(fleet):
             raise SelectionError(
                 f"no coverage can be promised for this fleet ({', '.join(fleet.names)[:200]}): the model's calibration"
                 " was fitted for another; ask without coverage, or train with this fleet"
@@ -414,21 +436,27 @@ class RobotSelector:
                     progress(rows.stop)
         return torch.cat(leaders), torch.cat(members)
 
-    def selected_names(self, leader_logits: Tensor, member_logits: Tensor) -> list[list[str]]:
+    def leading(self, leader_logits: Tensor, pictured: Sequence[bool]) -> Tensor:
+        """The calibrated probability that each robot leads, (tasks, robots), of logits from :meth:`score`.
+
+        Args:
+            leader_logits: (tasks, robots).
+            pictured: whether each task had a picture.
+        """
+        temperatures = [[self.calibration.of(each).temperature] for each in pictured]
+        return torch.softmax(leader_logits.double() / torch.tensor(temperatures, dtype=torch.float64), -1)
+
+    def selected_names(self, leader_logits: Tensor, member_logits: Tensor, pictured: Sequence[bool]) -> list[list[str]]:
         """The robots to send for each row of logits from :meth:`score` over this selector's fleet, the leader first."""
-        leading, going = self._probabilities(leader_logits, member_logits)
-        return [[self.fleet.names[i] for i in self._selected(*row)] for row in zip(leading, going, strict=True)]
+        rows = zip(self.leading(leader_logits, pictured).tolist(), member_logits, pictured, strict=True)
+        return [[self.fleet.names[i] for i in self._selected(*row)] for row in rows]
 
-    def _probabilities(
-        self, leader_logits: Tensor, member_logits: Tensor
-    ) -> tuple[list[list[float]], list[list[float]]]:
-        leaders = torch.softmax(leader_logits.double() / self.calibration.temperature, -1).tolist()
-        return leaders, torch.sigmoid(member_logits.double()).tolist()
-
-    def _selected(self, leading: Sequence[float], going: Sequence[float]) -> list[int]:
+    def _selected(self, leading: Sequence[float], member_logits: Tensor, pictured: bool) -> list[int]:
         """Places of the robots to send: the most likely leader, then those that go along, likeliest leader first."""
         leader = max(range(len(leading)), key=lambda index: leading[index])
-        others = [i for i, p in enumerate(going) if i != leader and p >= self.calibration.member_threshold]
+        least = self.calibration.of(pictured).member_threshold
+        going = torch.sigmoid(member_logits.double()).tolist()
+        others = [i for i, p in enumerate(going) if i != leader and p >= least]
         return [leader, *sorted(others, key=lambda index: -leading[index])]
 
     def _prompt(self, task: str, has_image: bool) -> list[int]:

@@ -5,6 +5,7 @@ What a random model answers is arbitrary; what every answer must be is not.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -172,7 +173,7 @@ def test_select_and_score_agree(selectors: list[RobotSelector], picture: Path, w
         # Batches of 3 and 1, so that rows of different length are padded.
         leaders, members = selector.score(TASKS, images, batch_size=3, progress=done.append)
         assert done == [3, 4] and leaders.shape == members.shape == (4, 5)
-        names = selector.selected_names(leaders, members)
+        names = selector.selected_names(leaders, members, [with_picture] * len(TASKS))
         for task, image, row, selected in zip(TASKS, images, leaders, names, strict=True):
             selection = selector.select(task, image, reason=False)
             expected = dict(zip(selector.fleet.names, torch.softmax(row.double(), -1).tolist(), strict=True))
@@ -482,6 +483,22 @@ def test_a_robot_that_cannot_be_described_in_the_positions_is_refused(selectors:
         selectors[0].select(TASKS[0], fleet=talker)
 
 
+def test_tasks_with_a_picture_have_a_calibration_of_their_own(
+    make_selector: Callable[..., RobotSelector], picture: Path
+) -> None:
+    selector = make_selector(1)
+    mark = fleet_mark(selector.fleet)
+    told = Calibration(3.0, 1.0, 400, mark, (0.0,) * 50)
+    selector.calibration = dataclasses.replace(told, with_picture=Calibration(0.5, 0.0, 400, mark, (1.0,) * 50))
+    for image, temperature, robots in ((None, 3.0, 1), (picture, 0.5, 5)):
+        leaders, members = selector.score(TASKS[:1], [image])
+        selection = selector.select(TASKS[0], image, reason=False, coverage=0.9)
+        expected = torch.softmax(leaders[0].double() / temperature, -1)
+        assert selection.confidence == pytest.approx(float(expected.max()), abs=1e-5)
+        assert len(selection.selected) == robots and len(selection.candidates or ()) == robots
+        assert selector.selected_names(leaders, members, [image is not None]) == [selection.selected]
+
+
 def test_a_saved_folder_answers_like_what_was_saved(tiny_selector: RobotSelector, make_selector: Any) -> None:
     own = make_selector(0)
     for task in TASKS[:2]:
@@ -499,6 +516,11 @@ def test_calibration_files(tmp_path: Path) -> None:
     whole = Calibration(1.7, 0.35, 400, "0123456789abcdef", thresholds(p70=0.25, p95=1.0))
     file.write_text(json.dumps(whole.to_dict()))
     assert Calibration.from_folder(tmp_path) == whole
+    seen = Calibration(0.8, 0.6, 300, "0123456789abcdef", thresholds(p70=0.1, p95=0.9))
+    both = dataclasses.replace(whole, with_picture=seen)
+    file.write_text(json.dumps(both.to_dict()))
+    assert Calibration.from_folder(tmp_path) == both
+    assert both.of(True) == seen and both.of(False) == both and whole.of(True) == whole
     # As files were before there were prediction sets.
     file.write_text('{"temperature": 1.7, "member_threshold": 0.35, "samples": 40}')
     assert Calibration.from_folder(tmp_path) == fitted
@@ -519,6 +541,8 @@ def test_calibration_files(tmp_path: Path) -> None:
         sets % ([0.5] * 49 + [1.5]),
         sets % ([-0.5] * 50),
         sets % "[NaN%s]" % (", 0.5" * 49),
+        '{"temperature": 1, "member_threshold": 0.5, "samples": 1, "with_picture": []}',
+        '{"temperature": 1, "member_threshold": 0.5, "samples": 1, "with_picture": {"temperature": 1}}',
     ):
         file.write_text(content)
         with pytest.raises(WeightsError) as caught:

@@ -15,19 +15,23 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizerFast, TrainingArguments
 
 from embervlm.data.collate import Collator, RobotTaskDataset
 from embervlm.data.robot_format import write_robot_lines
 from embervlm.data.sample import Chances, DataError, RobotSample, normalise_task
 from embervlm.evaluation.sentence_encoder import MINILM_PACKAGE
 from embervlm.fleet import Fleet, Robot
+from embervlm.model import EmberVLMProcessor
 from embervlm.model.weights import WeightsError, load_model
 from embervlm.prompts import IGNORED, robot_description
+from embervlm.selection import Calibration, RobotSelector
 from embervlm.tokens import CONTROL_IDS, ROBOT_SELECTION
 from embervlm.training import pipeline, teacher
+from embervlm.training import study as studying
 from embervlm.training.arguments import RunSettings, SettingsError, add_training_flags, settings_from
-from embervlm.training.teacher import Teacher, taught_samples, teacher_folder, word_embeddings
+from embervlm.training.study import study
+from embervlm.training.teacher import Lessons, Teacher, taught_samples, teacher_folder, word_embeddings
 from embervlm.words import rarity
 
 FLEET = Fleet.default()
@@ -47,6 +51,10 @@ TASKS = [
     for place in PLACES
     for number, job in enumerate(JOBS)
 ]
+#: A task of another fleet.
+BAKING = RobotSample(
+    "o", "Bake the rye bread for the market.", ("Baker",), ("Baker",), fleet=Fleet([Robot("Baker", ("bread",))])
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +111,8 @@ def test_it_learns_and_judges(encoder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert loss(judge) < 0.5 * before
     leading, going = judge.judge([task.task for task in TASKS], FLEET)
     torch.testing.assert_close(leading.sum(-1), torch.ones(len(TASKS)))
-    assert bool((going > 0).all()) and bool((going < 1).all())
+    diving = [place for place, task in enumerate(TASKS) if len(task.selected) > 1]
+    assert bool((going[diving][:, :2] > 0.5).all()) and not bool((going[diving][:, 2:] > 0.5).any())
     assert not judge.encoder.training
     right = [NAMES[row] == task.leaders[0] for row, task in zip(leading.argmax(-1).tolist(), TASKS, strict=True)]
     assert sum(right) > 30
@@ -166,10 +175,9 @@ def test_a_judgement_is_made_once(encoder: Path, tmp_path: Path, counted: list[i
     written = cache.read_bytes()
     # Whoever reads it learns from the same numbers as who made it.
     assert taught(encoder, cache) == made and counted == [35] and cache.read_bytes() == written
-    # Pictures, other fleets and rewordings take no part, so that they change nothing.
+    # Pictures and rewordings take no part, so that they change nothing.
     more = [
         RobotSample("p", "Look.", NAMES[:1], NAMES[:1], image=Path("a.png")),
-        RobotSample("o", "Bake.", ("Baker",), ("Baker",), fleet=Fleet([Robot("Baker", ("bread",))])),
         RobotSample("t/0, reworded 1", "Kindly dive.", NAMES[:1], NAMES[:1]),
     ]
     assert taught(encoder, cache, samples=[*TASKS[5:], *more]) == made and counted == [35]
@@ -179,6 +187,7 @@ def test_a_judgement_is_made_once(encoder: Path, tmp_path: Path, counted: list[i
         {"held_out": TASKS[:4]},
         {"texts": 39},
         {"seed": 1},
+        {"samples": [*TASKS[5:], BAKING]},
     ]
     for number, change in enumerate(changes, 2):
         taught(encoder, cache, **change)
@@ -188,7 +197,73 @@ def test_a_judgement_is_made_once(encoder: Path, tmp_path: Path, counted: list[i
     torch.manual_seed(1)
     BertModel(BertConfig.from_pretrained(encoder)).save_pretrained(other)
     taught(other, cache, seed=1)  # weights of the same size that are others
-    assert len(counted) == 6
+    assert len(counted) == 7
+
+
+def test_tasks_of_other_fleets_are_learnt_and_not_judged(encoder: Path, tmp_path: Path, counted: list[int]) -> None:
+    lessons: list[Lessons] = []
+    made = taught(encoder, tmp_path / "cache.jsonl", samples=[*TASKS[5:], BAKING, BAKING], study=lessons.append)
+    assert counted == [36]
+    (lesson,) = lessons
+    assert [robot.name for robot in lesson.robots] == [*NAMES, "Baker"]
+    # What is altered of the run's tasks, all tasks as they are written, what is altered of others.
+    texts = [sample.task for sample in made]
+    written = [sample.task for sample in [*TASKS[5:], BAKING]]
+    assert lesson.texts[: len(texts)] == texts and lesson.texts[len(texts) :][: len(written)] == written
+    more = lesson.texts[len(texts) + len(written) :]
+    assert more and all(len(text) <= len(BAKING.task) for text in more)
+    assert lesson.vectors.shape == (len(lesson.texts), 16) and lesson.robot_vectors.shape == (6, 16)
+    assert lesson.leading.shape == lesson.going.shape == (len(lesson.texts), 6)
+    # What comes out is about the run's five robots.
+    chances = [sample.chances.leading for sample in made if sample.chances is not None]
+    torch.testing.assert_close(torch.tensor(chances), lesson.leading[: len(made), :5].softmax(-1), rtol=0, atol=6e-5)
+    # What is in the cache has been studied.
+    taught(encoder, tmp_path / "cache.jsonl", samples=[*TASKS[5:], BAKING, BAKING], study=lessons.append)
+    assert len(lessons) == 1
+
+
+def test_a_model_learns_what_it_studies(
+    make_tiny: Callable[..., Any], tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two passes suffice for tens of thousands of texts, not for forty.
+    monkeypatch.setattr(studying, "PASSES", 60)
+    monkeypatch.setattr(studying, "BATCH", 20)
+    model = make_tiny()
+    pipeline._tell_rarity(model, TASKS, FLEET)
+    # A teacher that is sure of everybody, and whose vectors are as many directions as there are jobs.
+    leaders = torch.tensor([NAMES.index(task.leaders[0]) for task in TASKS])
+    sure = 12 * F.one_hot(leaders, 5) - 6.0
+    texts = [task.task for task in TASKS]
+    lessons = Lessons(texts, torch.eye(5)[leaders], FLEET.robots, torch.eye(5), sure, sure)
+    frozen = {name: tensor.clone() for name, tensor in model.vision.state_dict().items()}
+    arguments = TrainingArguments(output_dir=str(tmp_path), learning_rate=5e-3, use_cpu=True, seed=3, report_to=[])
+    selector = RobotSelector(model, EmberVLMProcessor.for_config(model.config, tokenizer), FLEET, Calibration())
+
+    head = model.robot_head
+
+    def right() -> list[float]:
+        """The share of leaders that each of the head's matches has right, and both together."""
+        found = []
+        for match in (0, 1, None):
+            with pytest.MonkeyPatch.context() as patch:
+                if match is not None:
+                    patch.setattr(head, "forward", lambda *inputs, match=match: head.parts(*inputs)[match])
+                logits, _ = selector.score([task.task for task in TASKS], [None] * len(TASKS))
+            found.append(float((logits.argmax(-1) == leaders).float().mean()))
+        return found
+
+    selector.model.eval()
+    assert max(right()) < 0.6
+    study(model, tokenizer, lessons, FLEET, arguments)
+    model.eval()
+    selector._kept_fleet = None
+    assert min(right()) > 0.9
+    # What it looks with is as it was.
+    assert all(torch.equal(tensor, frozen[name]) for name, tensor in model.vision.state_dict().items())
+    again = make_tiny()
+    pipeline._tell_rarity(again, TASKS, FLEET)
+    study(again, tokenizer, lessons, FLEET, arguments)
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

@@ -22,10 +22,33 @@ from embervlm.selection import COVERAGE_PERCENTS, MIN_COVERAGE_TASKS, Calibratio
 def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[Calibration, dict[str, Any]]:
     """Fit a selector's calibration, put it to use in it, and measure it on the same tasks.
 
+    Tasks with a picture are fitted apart where those and the others are enough for prediction sets.
+
     Returns:
         the calibration, and the accuracies on ``samples``.
     """
     leaders, members = selector.score([s.task for s in samples], [s.image for s in samples])
+    pictured = [s.image is not None for s in samples]
+    kinds = [[place for place, each in enumerate(pictured) if each is kind] for kind in (False, True)]
+
+    def fit(places: Sequence[int]) -> Calibration:
+        return _fit(selector, [samples[place] for place in places], leaders[places], members[places])
+
+    if min(map(len, kinds)) >= MIN_COVERAGE_TASKS:
+        told, seen = map(fit, kinds)
+        selector.calibration = replace(told, with_picture=seen)
+    else:
+        selector.calibration = fit(range(len(samples)))
+    selected = selector.selected_names(leaders, members, pictured)
+    measured: dict[str, Any] = {
+        "tasks": len(samples),
+        "leader_accuracy": leader_accuracy([robots[0] for robots in selected], [s.leaders for s in samples]),
+        "exact_set": exact_set(selected, [s.selected for s in samples]),
+    }
+    return selector.calibration, measured
+
+
+def _fit(selector: RobotSelector, samples: Sequence[RobotSample], leaders: Tensor, members: Tensor) -> Calibration:
     names = selector.fleet.names
     labels = torch.tensor([[(n in s.leaders) / len(s.leaders) for n in names] for s in samples])
     temperature = fit_temperature(leaders, labels)
@@ -34,26 +57,16 @@ def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[
     fitted = Calibration(
         temperature, samples=len(samples), fleet=fleet_mark(selector.fleet), set_thresholds=fit_sets(leading, right)
     )
-    selector.calibration = fitted
-    expected = [s.selected for s in samples]
+    expected, unpictured = [s.selected for s in samples], [False] * len(samples)
     # Ties go to the threshold nearest to a half.
     candidates = sorted((step / 20 for step in range(2, 19)), key=lambda threshold: abs(threshold - 0.5))
     best, threshold = -1.0, 0.5
     for candidate in candidates:
         selector.calibration = replace(fitted, member_threshold=candidate)
-        reached = exact_set(selector.selected_names(leaders, members), expected)
+        reached = exact_set(selector.selected_names(leaders, members, unpictured), expected)
         if reached > best:
             best, threshold = reached, candidate
-    selector.calibration = replace(fitted, member_threshold=threshold)
-    selected = selector.selected_names(leaders, members)
-    measured = {
-        "tasks": len(samples),
-        "leader_accuracy": leader_accuracy([robots[0] for robots in selected], [s.leaders for s in samples]),
-        "exact_set": exact_set(selected, expected),
-        "temperature": temperature,
-        "member_threshold": threshold,
-    }
-    return selector.calibration, measured
+    return replace(fitted, member_threshold=threshold)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

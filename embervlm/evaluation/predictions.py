@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from embervlm.selection import Picture, RobotSelector
@@ -61,8 +60,9 @@ def predict(
         progress: called with the number of tasks done.
     """
     leaders, members = selector.score(tasks, images, progress=progress)
-    leading = torch.softmax(leaders.double() / selector.calibration.temperature, -1).numpy()
-    return Predictions(selector.fleet.names, leading, selector.selected_names(leaders, members))
+    pictured = [image is not None for image in images]
+    leading = selector.leading(leaders, pictured).numpy()
+    return Predictions(selector.fleet.names, leading, selector.selected_names(leaders, members, pictured))
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:

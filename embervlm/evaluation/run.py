@@ -405,7 +405,7 @@ def _prediction_sets(
     for sample, row in zip(samples, predictions.leading, strict=True):
         fleet = sample.fleet or selector.fleet
         columns = [predictions.robots.index(name) for name in fleet.names]
-        sets.append(selector.prediction_set(row[columns].tolist(), coverage, fleet))
+        sets.append(selector.prediction_set(row[columns].tolist(), coverage, fleet, sample.image is not None))
     return sets
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from embervlm.data.sample import RobotSample
 from embervlm.evaluation.calibration import calibrate, fit_sets, fit_temperature
@@ -98,7 +99,7 @@ def test_a_selector_is_calibrated_for_its_fleet(
     ]
     calibration, measured = calibrate(selector, samples)
     assert selector.calibration == calibration
-    assert set(measured) == {"tasks", "leader_accuracy", "exact_set", "temperature", "member_threshold"}
+    assert set(measured) == {"tasks", "leader_accuracy", "exact_set"}
     assert (calibration.samples, measured["tasks"]) == (tasks, tasks)
     assert calibration.fleet == fleet_mark(Fleet(reversed(Fleet.default().robots)))
     assert len(calibration.set_thresholds) == (50 if tasks >= 100 else 0)
@@ -116,6 +117,28 @@ def test_a_selector_is_calibrated_for_its_fleet(
         for row, names in zip(leading, chosen, strict=True):
             assert names[0] == NAMES[row.index(max(row))]
             assert names == sorted(names, key=lambda name: -row[NAMES.index(name)])
+
+
+def test_tasks_with_pictures_are_fitted_apart(make_tiny: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> None:
+    model = make_tiny(0)
+    selector = RobotSelector(
+        model, EmberVLMProcessor.for_config(model.config, tokenizer), Fleet.default(), Calibration()
+    )
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (32, 32), "green").save(picture)
+
+    def tasks(count: int, image: Path | None) -> list[RobotSample]:
+        return [RobotSample(str(n), f"See {n}.", (NAMES[n % 5],), (NAMES[n % 5],), image=image) for n in range(count)]
+
+    told, seen = tasks(120, None), tasks(100, picture)
+    apart, _ = calibrate(selector, [*told, *seen])
+    alone, _ = calibrate(selector, told)
+    assert apart.with_picture is not None and apart.with_picture.samples == 100
+    assert dataclasses.replace(apart, with_picture=None) == alone
+    assert apart.with_picture == calibrate(selector, seen)[0]
+    # Too few for sets of their own: all are fitted together.
+    together, _ = calibrate(selector, [*told, *seen[:99]])
+    assert together.with_picture is None and together.samples == 219
 
 
 def test_a_mark_tells_what_a_model_reads_of_a_fleet() -> None:

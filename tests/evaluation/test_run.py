@@ -53,10 +53,13 @@ class Looker:
             return LEGS
         return next(robot for colour, robot in COLOURS.items() if colour in Path(image).name)
 
-    def selected_names(self, leaders: torch.Tensor, members: torch.Tensor) -> list[list[str]]:
+    def leading(self, leaders: torch.Tensor, pictured: Sequence[bool]) -> torch.Tensor:
+        return torch.softmax(leaders.double(), -1)
+
+    def selected_names(self, leaders: torch.Tensor, members: torch.Tensor, pictured: Sequence[bool]) -> list[list[str]]:
         return [[self.fleet.names[int(row.argmax())]] for row in leaders]
 
-    def prediction_set(self, leading: Sequence[float], coverage: float, fleet: Fleet) -> list[str]:
+    def prediction_set(self, leading: Sequence[float], coverage: float, fleet: Fleet, pictured: bool) -> list[str]:
         names = [fleet.names[place] for place, p in enumerate(leading) if p >= 1 - coverage]
         return sorted(names, key=lambda name: -leading[fleet.index(name)])
 
