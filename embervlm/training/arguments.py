@@ -260,7 +260,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=RunSettings.teacher_texts,
         metavar="N",
-        help="altered training tasks that the teacher judges (default 20000)",
+        help="altered tasks of the run's fleet that the teacher judges (default 20000)",
     )
     data.add_argument(
         "--max_bad_share",
