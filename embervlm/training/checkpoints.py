@@ -269,6 +269,7 @@ def set_random_state(states: Mapping[str, Tensor]) -> None:
     place, has_gauss = states[f"{_RANDOM}numpy_place"].tolist()
     words = states[f"{_RANDOM}numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", words, place, has_gauss, float(states[f"{_RANDOM}numpy_gauss"])))
-    torch.set_rng_state(states[f"{_RANDOM}torch"])
+    # torch reads from the start of the memory that a view lies in, so that a row of several processes' must be copied.
+    torch.set_rng_state(states[f"{_RANDOM}torch"].clone())
     if torch.cuda.is_available() and f"{_RANDOM}cuda" in states:
-        torch.cuda.set_rng_state(states[f"{_RANDOM}cuda"])
+        torch.cuda.set_rng_state(states[f"{_RANDOM}cuda"].clone())

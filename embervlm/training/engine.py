@@ -123,7 +123,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self._stopped_by = 0
         self._goes_on: TrainingState | None = None
         # What a forward pass changes, such as BatchNorm's means: as it was before the step that runs.
-        self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._statistics = list(model.buffers())
         self._kept_statistics: list[Tensor] = []
         self._order: EpochSampler | None = None
         named = Path(args.output_dir) / QUARANTINE_FILE
