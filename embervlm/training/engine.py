@@ -335,7 +335,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         """The ids of the samples of some micro-batches of the step that runs."""
         samples = getattr(self.train_dataset, "samples", None)
         if self._order is None or samples is None:
-            return "of shards, whose order.json and quarantine say more"
+            return "those of this step in the shards' order, whose ids are not known here"
         size = self._train_batch_size
         steps_an_epoch = len(self._order) // (size * self._micro_batches_a_step)
         first = self.state.global_step % steps_an_epoch * self._micro_batches_a_step

@@ -7,14 +7,15 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from running import FAULTY, Command, assert_same, ended, workers_of
 from safetensors.torch import load_file
 
 from embervlm.training.checkpoints import verify_checkpoint
-from tests.reliability.conftest import FAULTY, Command, assert_same, ended, workers_of
 
 #: Kills of one process in each stage, and of one of two.
 CYCLES = int(os.environ.get("RELIABILITY_CYCLES", "10"))
@@ -28,21 +29,21 @@ def saved(command: Command) -> int:
     return max((int(path.name.rpartition("-")[2]) for path in command.folder.glob("checkpoint-*")), default=0)
 
 
-def kill_until_done(command: Command, cycles: int, processes: int, seed: int) -> tuple[int, int]:
-    """Start and kill until ``cycles`` kills have met a training process, then run to the end; kills in all, in saves."""
-    rng, killed, in_saves = random.Random(seed), 0, 0
-    while killed < cycles:
+def _reached(command: Command, before: int, logged: int, in_a_save: bool) -> bool:
+    if saved(command) <= before:
+        return False
+    return any(command.folder.glob(".*.partial")) if in_a_save else "step " in command.text()[logged:]
+
+
+def kill_until_done(command: Command, cycles: int, processes: int, seed: int) -> int:
+    """Start and kill until ``cycles`` kills, then run to the end; how many were inside saves."""
+    rng, in_saves = random.Random(seed), 0
+    for killed in range(cycles):
         before = saved(command)
         process = command.start("--save_steps", "2", processes=processes, accumulation=2 // processes)
         logged = len(command.text())
         in_a_save = killed % 2 == 1
-
-        def reached() -> bool:
-            if in_a_save:
-                return saved(command) > before and any(command.folder.glob(".*.partial"))
-            return "step " in command.text()[logged:] and saved(command) > before
-
-        if not command.wait_for(reached, process):
+        if not command.wait_for(partial(_reached, command, before, logged, in_a_save), process):
             raise AssertionError(f"ended after {killed} kills: {command.text()[-2000:]}")
         if not in_a_save:
             time.sleep(rng.uniform(0, 0.3))
@@ -51,10 +52,9 @@ def kill_until_done(command: Command, cycles: int, processes: int, seed: int) ->
         os.kill(victims[rng.randrange(2)].pid if victims else process.pid, signal.SIGKILL)
         assert process.wait(timeout=TIMEOUT + MARGIN) != 0
         assert time.monotonic() - started < TIMEOUT + MARGIN and ended(victims)
-        killed += 1
         in_saves += any(command.folder.glob(".*.partial"))
     command.run("--save_steps", "2", processes=processes, accumulation=2 // processes)
-    return killed, in_saves
+    return in_saves
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -62,8 +62,8 @@ def test_killed_at_random_steps_and_inside_saves(stage: int, command: Callable[.
     steps = 60 * CYCLES
     whole, cut = command("whole", stage, steps), command("cut", stage, steps)
     whole.run("--save_steps", "2")
-    killed, in_saves = kill_until_done(cut, CYCLES, 1, stage)
-    print(f"stage {stage}: {killed} kills, {in_saves} of them inside a save, bit-equal after {steps} steps")
+    in_saves = kill_until_done(cut, CYCLES, 1, stage)
+    print(f"stage {stage}: {CYCLES} kills, {in_saves} of them inside a save, bit-equal after {steps} steps")
     assert_same(whole, cut)
     assert not [path.name for path in cut.folder.iterdir() if path.name.startswith(".")]
 
@@ -72,8 +72,8 @@ def test_one_of_two_killed(command: Callable[..., Command]) -> None:
     steps = 60 * CYCLES
     whole, cut = command("whole", 3, steps), command("cut", 3, steps)
     whole.run("--save_steps", "2", processes=2, accumulation=1)
-    killed, in_saves = kill_until_done(cut, CYCLES, 2, 9)
-    print(f"two processes: {killed} kills, {in_saves} of them inside a save, bit-equal after {steps} steps")
+    in_saves = kill_until_done(cut, CYCLES, 2, 9)
+    print(f"two processes: {CYCLES} kills, {in_saves} of them inside a save, bit-equal after {steps} steps")
     assert_same(whole, cut)
 
 
