@@ -59,7 +59,7 @@ def kill_until_done(command: Command, cycles: int, processes: int, seed: int) ->
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_killed_at_random_steps_and_inside_saves(stage: int, command: Callable[..., Command]) -> None:
-    steps = 60 * CYCLES
+    steps = 30 * CYCLES
     whole, cut = command("whole", stage, steps), command("cut", stage, steps)
     whole.run("--save_steps", "2")
     in_saves = kill_until_done(cut, CYCLES, 1, stage)
@@ -69,7 +69,7 @@ def test_killed_at_random_steps_and_inside_saves(stage: int, command: Callable[.
 
 
 def test_one_of_two_killed(command: Callable[..., Command]) -> None:
-    steps = 60 * CYCLES
+    steps = 30 * CYCLES
     whole, cut = command("whole", 3, steps), command("cut", 3, steps)
     whole.run("--save_steps", "2", processes=2, accumulation=1)
     in_saves = kill_until_done(cut, CYCLES, 2, 9)
