@@ -20,7 +20,7 @@ from embervlm.training.checkpoints import verify_checkpoint
 #: Kills of one process in each stage, and of one of two.
 CYCLES = int(os.environ.get("RELIABILITY_CYCLES", "10"))
 #: SIGTERMs of one process.
-STOPS = 5
+STOPS = min(5, CYCLES)
 TIMEOUT = 10
 MARGIN = 10
 
