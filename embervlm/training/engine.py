@@ -47,6 +47,7 @@ from embervlm.training.stopping import (
     EXIT_TERMINATED,
     Stopped,
     StopSignals,
+    Watchdog,
     machine_number,
 )
 
@@ -120,6 +121,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self._micro_batches: list[Tensor] = []  # of the step that runs: which of their losses are no finite numbers
         self._bad_in_a_row = 0
         self._signals = StopSignals()
+        self._watchdog = Watchdog(args.ddp_timeout)
         self._stopped_by = 0
         self._goes_on: TrainingState | None = None
         # What a forward pass changes, such as BatchNorm's means: as it was before the step that runs.
@@ -219,7 +221,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         mine = torch.tensor([[machine_number(), os.getpid()]], device=self.args.device)
         machines = self.accelerator.gather(mine).tolist()
         here = [process for machine, process in machines if machine == machine_number() and process != os.getpid()]
-        with self._signals.listening(here):
+        with self._signals.listening(here), self._watched(here):
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self._stopped_by:
             raise Stopped(
@@ -228,6 +230,14 @@ class StageTrainer(Trainer):  # type: ignore[misc]
                 self._stopped_by,
             )
         return result
+
+    @contextmanager
+    def _watched(self, peers: list[int]) -> Iterator[None]:
+        if self.args.world_size == 1:
+            yield
+            return
+        with self._watchdog.watching(peers):
+            yield
 
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
         if self._goes_on is not None:
@@ -265,6 +275,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch, whose random numbers are those of its place in the run, whichever process has it."""
+        self._watchdog.beat()
         torch.manual_seed(self._seed_of(len(self._micro_batches)))
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         finite = torch.isfinite(loss)
@@ -278,6 +289,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip the gradients; where a loss or gradient is no finite number, leave the step out, on all processes."""
+        self._watchdog.beat()
         norm = super()._clip_grad_norm(model)
         losses, signals, bad_gradient = self._agree(norm)
         if signals[0] or signals[1]:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -83,13 +84,64 @@ class StopSignals:
                 os._exit(128 + received[0])
 
 
+class Watchdog:
+    """Ends this process when nothing has happened in it for too long, as where another process no longer answers.
+
+    The process group's own timeout does not reach every wait: with gloo a stopped process was waited for without end.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._last = time.monotonic()
+
+    def beat(self) -> None:
+        """Say that something has happened."""
+        self._last = time.monotonic()
+
+    @contextlib.contextmanager
+    def watching(self, peers: Sequence[int] = ()) -> Iterator[None]:
+        """Watch for as long as the context lasts.
+
+        Args:
+            peers: the process ids of the other processes on this machine. One that is suspended cannot end by itself,
+                and torchrun would wait half a minute for it.
+        """
+        over = threading.Event()
+        self.beat()
+
+        def watch() -> None:
+            while not over.wait(min(_LOOK_SECONDS, self.seconds)):
+                if time.monotonic() - self._last > self.seconds:
+                    line = f"embervlm train: no step for {self.seconds:.0f} s: another process no longer answers, or "
+                    line += "--ddp_timeout is too short; --resume auto goes on from the last checkpoint\n"
+                    os.write(2, line.encode())
+                    for peer in peers:
+                        if _status(peer) == ("T", os.getppid()):
+                            os.kill(peer, signal.SIGKILL)
+                    os._exit(1)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+
 def is_running(process: int) -> bool:
     """Whether a process is there and has not ended."""
+    return _status(process)[0] not in "ZX"
+
+
+def _status(process: int) -> tuple[str, int]:
+    """A process's state as Linux names it, X where there is none, and its parent."""
     try:
-        status = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
+        text = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] not in "ZX"
+        return "X", 0
+    state, parent = text.rpartition(")")[2].split()[:2]
+    return state, int(parent)
 
 
 def machine_number() -> int:
