@@ -8,13 +8,14 @@ DEMO := demo
 # The model in the box and how it was measured: see docs/results.md.
 SPARK := build/spark
 
-.PHONY: help setup demo spark test lint types unit clean
+.PHONY: help setup demo spark test lint types unit reliability clean
 
 help:
 	@echo "make setup  install into .venv"
 	@echo "make demo   sample data, all three training stages, evaluation, a selection (at most 8 minutes on two cores)"
 	@echo "make spark  train the model in the box from committed data (about an hour on two cores) into $(SPARK)"
 	@echo "make test   lint, types and tests"
+	@echo "make reliability  runs that are killed, stopped and damaged, held against those that are not (at most 20 minutes)"
 	@echo "make clean  remove what these made"
 
 setup: $(VENV)/installed
@@ -68,6 +69,10 @@ types: setup
 
 unit: setup
 	$(BIN)/pytest
+
+# Each test's figures are in docs/reliability.md.
+reliability: setup
+	$(BIN)/pytest -m reliability tests/reliability
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _wait_for_the_first_process()
         print(f"embervlm {arguments.command}: {_one_line(error)}", file=sys.stderr)
-        return EXIT_FAILED
+        # A run that was stopped by a signal says with what it ends: 128 and the signal's number.
+        return int(getattr(error, "exit_code", EXIT_FAILED))
     except KeyboardInterrupt:
         print(f"embervlm {arguments.command}: interrupted", file=sys.stderr)
         return 130

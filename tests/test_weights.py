@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -189,7 +190,7 @@ def test_one_changed_bit_is_noticed(tiny_folder: Path, tmp_path: Path, name: str
     # The last letter of a text, the lowest bit of a number: what stays readable and means something else.
     content[len(content) * 3 // 4] ^= 1
     (folder / name).write_bytes(content)
-    expected = f"{folder}: {name} is missing or damaged (it differs from the manifest). "
+    expected = f"{folder}: {name} is missing or damaged (it differs from the manifest: other content). "
     expected += "Cure: use another checkpoint, or copy the folder again"
     assert refusal(lambda: verify_folder(folder)) == expected
     assert str(folder) in refusal(lambda: load_model(folder))
@@ -248,8 +249,9 @@ def test_weights_of_another_shape_are_refused(tiny_folder: Path, tmp_path: Path,
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
-    for interruption in (OSError("No space left on device"), KeyboardInterrupt()):
-        with pytest.raises(type(interruption)), complete_folder(tmp_path / "out") as temporary:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for interruption, raised in ((full, WeightsError), (KeyboardInterrupt(), KeyboardInterrupt)):
+        with pytest.raises(raised), complete_folder(tmp_path / "out") as temporary:
             (temporary / "config.json").write_text("{}")
             raise interruption
         assert list(tmp_path.iterdir()) == []

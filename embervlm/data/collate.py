@@ -227,9 +227,13 @@ class ConversationDataset(_SampleDataset):
 
         Raises:
             ImageError: the picture cannot be read.
+            DataError: nothing of it is supervised, as its answers lie behind the model's positions.
         """
+        encoded = self._cut(sample)
+        if all(label == IGNORED for label in encoded.labels):
+            raise DataError(f"no supervised token among its first {len(encoded.labels)}")
         pixels = None if picture is None else self._pixels(picture, rng)
-        return Example(self._cut(sample), pixels, self._words(rng.choice(captions) if captions else ""))
+        return Example(encoded, pixels, self._words(rng.choice(captions) if captions else ""))
 
     def _cut(self, sample: Sample) -> Encoded:
         encoded = self._encode(conversation_pieces(sample))
@@ -447,6 +451,8 @@ class Collator:
             batch[FAILURES] = failures
         if not all(failure.replaced for failure in failures):
             return batch  # which nothing is trained on: the trainer ends the run
+        if self.fleet is None and not (batch["labels"] != IGNORED).any():
+            raise DataError(f"a batch of {len(examples)} samples without a supervised token: there is nothing to learn")
         pixels = [example.pixels for example in examples if example.pixels is not None]
         if pixels:
             batch["pixel_values"] = torch.from_numpy(np.stack(pixels))

@@ -47,6 +47,8 @@ _BOX = Path(__file__).resolve().parents[1] / "box"
 #: What a compact folder takes over as it is, where the model has it.
 CARD_FILE = "README.md"
 _TAKEN_OVER = ("calibration.json", "metrics.json", CARD_FILE)
+#: What the names of folders end with that are not finished, and of those that one is about to replace.
+UNFINISHED = (".partial", ".replaced")
 _HUB_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
@@ -257,31 +259,40 @@ def save_compact(
 
 @contextmanager
 def complete_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder to write into, which takes ``folder``'s place, with its manifest, if nothing fails."""
+    """A temporary folder to write into, which takes ``folder``'s place, with its manifest, if nothing fails.
+
+    All of it is on the disk before it takes the name, so that not even a power cut leaves half a folder there.
+
+    Raises:
+        WeightsError: it could not be written, as on a full disk; what was there before still is.
+    """
     folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.partial")
+    temporary, replaced = (folder.with_name(f".{folder.name}{ending}") for ending in UNFINISHED)
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         write_manifest(temporary)
+        _flush(temporary)
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
+        temporary.rename(folder)
+        _flush_entry(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        raise WeightsError(f"{folder}: cannot be written ({reason}). Cure: free space there, or another disk") from None
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    replaced = folder.with_name(f".{folder.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    temporary.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_manifest(folder: Path) -> None:
     """List every file of ``folder`` with its size and SHA-256 in its ``manifest.json``, which completes it."""
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in sorted(_files(folder).items())
     }
     temporary = folder / f".{MANIFEST}"
     temporary.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
@@ -293,14 +304,21 @@ def is_complete(folder: str | os.PathLike[str]) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
-def verify_folder(folder: str | os.PathLike[str]) -> None:
-    """Hold a folder against its manifest; a folder without one (from another program) passes.
+def verify_folder(folder: str | os.PathLike[str], *, exact: bool = False) -> None:
+    """Hold a folder against its manifest; unless ``exact``, one without it (from another program) passes.
+
+    Args:
+        folder: what is held.
+        exact: every file must be listed, and the manifest be there; for what we alone write.
 
     Raises:
-        WeightsError: a file is missing, or its content is not what was written.
+        WeightsError: a file is missing, or its content is not what was written; if ``exact``, also no manifest, or a
+            file that is not listed.
     """
     folder = Path(folder)
     if not is_complete(folder):
+        if exact:
+            raise WeightsError(f"{folder}: has no {MANIFEST}, so was not written to its end")
         return
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -308,15 +326,50 @@ def verify_folder(folder: str | os.PathLike[str]) -> None:
             path = folder / name
             if not path.resolve().is_relative_to(folder.resolve()):
                 raise WeightsError(f"{folder}: its manifest names a file outside the folder: {name!r}")
-            if not path.is_file() or path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+            if fault := _fault(path, entry):
                 raise WeightsError(
-                    f"{folder}: {name} is missing or damaged (it differs from the manifest). "
+                    f"{folder}: {name} is missing or damaged (it differs from the manifest: {fault}). "
                     "Cure: use another checkpoint, or copy the folder again"
                 )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if exact and (extra := sorted(_files(folder).keys() - files.keys())):
+            raise WeightsError(
+                f"{folder}: {extra[0]} is not in its manifest, as {len(extra)} of its files. Cure: remove them"
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{folder}: its manifest cannot be read ({one_line(error)})") from None
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """What a manifest lists: every file and link of ``folder`` by its name within, but the manifest itself."""
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if (path.is_symlink() or not path.is_dir()) and path != folder / MANIFEST
+    }
+
+
+def _fault(path: Path, entry: Mapping[str, Any]) -> str | None:
+    if not path.is_file():
+        return "not there"
+    if (size := path.stat().st_size) != entry["bytes"]:
+        return f"{size} bytes, not {entry['bytes']}"
+    return None if _sha256(path) == entry["sha256"] else "other content"
+
+
+def _flush(folder: Path) -> None:
+    """Wait until every file of ``folder`` is on the disk, and their names."""
+    for path in (folder, *folder.rglob("*")):
+        _flush_entry(path)
+
+
+def _flush_entry(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _load_compact(folder: Path) -> Any:

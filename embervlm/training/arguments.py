@@ -61,6 +61,8 @@ class RunSettings:
     fleet: Path | None = None
     num_workers: int = 2
     max_bad_share: float = 0.05
+    max_bad_steps: int = 10
+    ddp_timeout: int | None = None
 
     def epochs(self, stage: int) -> float:
         """Passes over the data of ``stage``."""
@@ -120,7 +122,7 @@ class RunSettings:
 
     def _wrong_numbers(self) -> list[str]:
         problems = []
-        for flag in ("batch_size", "gradient_accumulation", "save_steps", "log_steps"):
+        for flag in ("batch_size", "gradient_accumulation", "save_steps", "log_steps", "max_bad_steps"):
             if getattr(self, flag) < 1:
                 problems.append(f"--{flag} {getattr(self, flag)}: expected 1 or more")
         for flag in ("learning_rate", "stage1_epochs", "stage2_epochs", "stage3_robot_epochs"):
@@ -129,6 +131,8 @@ class RunSettings:
                 problems.append(f"--{flag} {value}: expected a number above 0")
         if self.max_steps is not None and self.max_steps < 1:
             problems.append(f"--max_steps {self.max_steps}: expected 1 or more")
+        if self.ddp_timeout is not None and self.ddp_timeout < 1:
+            problems.append(f"--ddp_timeout {self.ddp_timeout}: expected 1 or more seconds")
         if not 0 <= self.seed < 2**32:
             problems.append(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
         for flag in ("num_workers", "max_per_dataset", "max_stage1", "max_files"):
@@ -198,6 +202,20 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--log_steps", type=int, default=50, help="optimizer steps between lines of progress")
     run.add_argument("--report_to", default="none", help=f"comma list of {', '.join(TRACKERS)}")
     run.add_argument("--num_workers", type=int, default=2, help="data-loading workers of each process")
+
+    run.add_argument(
+        "--ddp_timeout",
+        type=int,
+        metavar="SECONDS",
+        help="end when another process has not answered for so long (default 1800; with a teacher 21600)",
+    )
+    run.add_argument(
+        "--max_bad_steps",
+        type=int,
+        default=RunSettings.max_bad_steps,
+        metavar="N",
+        help="end after so many steps in a row whose loss or gradient is no finite number (default 10)",
+    )
 
     model = parser.add_argument_group("model")
     model.add_argument("--preset", default="ember", choices=("ember", "spark"), help="37M or 8M parameters")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -24,16 +25,45 @@ from embervlm.data.quarantine import QUARANTINE_FILE, Quarantine
 from embervlm.data.sample import DataError, Split
 from embervlm.data.stream import StreamCollator, StreamedDataset, without_traceback
 from embervlm.fleet import Fleet
+from embervlm.model.weights import WeightsError, complete_folder
 from embervlm.preflight import check_embeddings, check_image_tokens, check_prompt_version
 from embervlm.training.arguments import RunSettings
+from embervlm.training.checkpoints import (
+    KEPT,
+    PREFIX,
+    CheckpointError,
+    TrainingState,
+    check_space,
+    checkpoint_bytes,
+    load_weights,
+    random_state,
+    read_state,
+    rotate,
+    set_random_state,
+    write_state,
+)
+from embervlm.training.stopping import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    Stopped,
+    StopSignals,
+    Watchdog,
+    machine_number,
+)
 
 logger = logging.getLogger(__name__)
 
 _BANNER = "=" * 60
 _LOSSES = ("language_loss", "image_loss", "task_loss", "leader_loss", "member_loss")
+_RUNNING = (*_LOSSES, "leader_accuracy")
+_NAMED_SAMPLES = 16
 _PARTS = ("vision", "projector", "language_model", "robot_head")
 WEIGHT_DECAY = 0.05
 WARMUP_SHARE = 0.05
+
+
+class NumbersError(RuntimeError):
+    """A run whose losses or gradients are no numbers any more; the message names step, samples and the cure."""
 
 
 class StageTrainer(Trainer):  # type: ignore[misc]
@@ -46,6 +76,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         processing_class: the model's processor.
         fleet: the fleet in use, for stage 3.
         max_bad_share: the share of training samples that may turn out to be unreadable.
+        max_bad_steps: how many steps in a row may be skipped because their loss or gradient is no finite number.
 
     Raises:
         TokenizerError, PreflightError: the model does not fit the processor; both sizes, every special token with its
@@ -65,6 +96,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         processing_class: Any,
         fleet: Fleet | None = None,
         max_bad_share: float = RunSettings.max_bad_share,
+        max_bad_steps: int = RunSettings.max_bad_steps,
     ) -> None:
         check_embeddings(model, processing_class.tokenizer)
         check_image_tokens(model, processing_class)
@@ -79,12 +111,22 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[_Progress(self.number)],
+            callbacks=[_Progress(self.number), _Stop(self)],
             optimizers=(optimizer_for(model, args), None),
         )
         self.remove_callback(PrinterCallback)
-        self._running: dict[str, Tensor] = {}
-        self._batches = 0
+        self.max_bad_steps = max_bad_steps
+        self._running = torch.zeros(len(_RUNNING), device=args.device)
+        self._batches = torch.zeros(len(_RUNNING), device=args.device)
+        self._micro_batches: list[Tensor] = []  # of the step that runs: which of their losses are no finite numbers
+        self._bad_in_a_row = 0
+        self._signals = StopSignals()
+        self._watchdog = Watchdog(args.ddp_timeout)
+        self._stopped_by = 0
+        self._goes_on: TrainingState | None = None
+        # What a forward pass changes, such as BatchNorm's means: as it was before the step that runs.
+        self._statistics = list(model.buffers())
+        self._kept_statistics: list[Tensor] = []
         self._order: EpochSampler | None = None
         named = Path(args.output_dir) / QUARANTINE_FILE
         # A validation picture is replaced too, so that every process has its batch, but does not stop a run.
@@ -154,11 +196,56 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self._order = EpochSampler(
             len(dataset) if lengths is None else lengths,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            group=self._train_batch_size * self.args.world_size,
+            # Of a whole step, so that its samples are the same on however many processes.
+            group=self._train_batch_size * self._micro_batches_a_step,
         )
         return self._order
 
+    @property
+    def _micro_batches_a_step(self) -> int:
+        return int(self.args.gradient_accumulation_steps * self.args.world_size)
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """Train the stage, or what is left of it.
+
+        Args:
+            resume_from_checkpoint: a folder that :func:`verify_checkpoint` has passed.
+            kwargs: as transformers' Trainer takes them.
+
+        Raises:
+            Stopped: a signal asked for it; a checkpoint is saved.
+            CheckpointError: a checkpoint cannot be written; those before it are whole.
+            NumbersError: too many steps in a row had no finite loss or gradient.
+            WeightsError: the checkpoint is not one of this stage's.
+        """
+        mine = torch.tensor([[machine_number(), os.getpid()]], device=self.args.device)
+        machines = self.accelerator.gather(mine).tolist()
+        here = [process for machine, process in machines if machine == machine_number() and process != os.getpid()]
+        with self._signals.listening(here), self._watched(here):
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self._stopped_by:
+            raise Stopped(
+                f"stage {self.number}: stopped by a signal after step {self.state.global_step} of "
+                f"{self.state.max_steps}; its checkpoint is saved. --resume auto goes on from there",
+                self._stopped_by,
+            )
+        return result
+
+    @contextmanager
+    def _watched(self, peers: list[int]) -> Iterator[None]:
+        if self.args.world_size == 1:
+            yield
+            return
+        with self._watchdog.watching(peers):
+            yield
+
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
+        if self._goes_on is not None:
+            self._go_on(self._goes_on)
+        if self.state.global_step >= self.state.max_steps:  # ended after its last checkpoint, before its result
+            self.control.should_training_stop = True
+            return
+        self._kept_statistics = [buffer.clone() for buffer in self._statistics]
         # Accelerate tells either the order or the data set, and on several processes neither after a resume in
         # mid-epoch.
         if self._order is not None:
@@ -184,12 +271,200 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             message = without_traceback(error).removeprefix(f"stage {self.number}: ")
             raise DataError(f"stage {self.number}: {message}") from None
 
+    # ---- one step ----
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch, whose random numbers are those of its place in the run, whichever process has it."""
+        self._watchdog.beat()
+        torch.manual_seed(self._seed_of(len(self._micro_batches)))
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        finite = torch.isfinite(loss)
+        self._micro_batches.append(~finite)
+        return torch.where(finite, loss, 0.0)
+
+    def _seed_of(self, micro_batch: int) -> int:
+        place = micro_batch * self.args.world_size + self.args.process_index
+        name = f"{self.args.seed}/{self.number}/{self.state.global_step}/{place}"
+        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest())
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip the gradients; where a loss or gradient is no finite number, leave the step out, on all processes."""
+        self._watchdog.beat()
+        norm = super()._clip_grad_norm(model)
+        losses, signals, bad_gradient = self._agree(norm)
+        if signals[0] or signals[1]:
+            self._signals.acted_on.set()
+            self._stopped_by = EXIT_TERMINATED if signals[0] else EXIT_INTERRUPTED
+        # A scaler looks for gradients without end by itself, and lowers its scale where it finds some.
+        if not any(losses) and (not bad_gradient or self.accelerator.scaler is not None):
+            self._bad_in_a_row = 0
+            if self._statistics:
+                torch._foreach_copy_(self._kept_statistics, self._statistics)
+            return norm
+        self._skip_step(losses)
+        # What is logged stays a number.
+        return torch.where(torch.isfinite(norm), norm, 0.0)
+
+    def _agree(self, norm: Tensor) -> tuple[list[bool], list[bool], bool]:
+        """What all processes know of the step together: bad micro-batches in order, signals, a bad gradient."""
+        noted, world = self._signals.noted, self.args.world_size
+        known = torch.zeros(self._micro_batches_a_step + 3, device=self.args.device)
+        for number, bad in enumerate(self._micro_batches):
+            known[number * world + self.args.process_index] = bad
+        name = None if noted is None else noted.name
+        known[-3:] = torch.stack(
+            [known.new_tensor(name == "SIGTERM"), known.new_tensor(name == "SIGINT"), (~torch.isfinite(norm)).float()]
+        )
+        self._micro_batches.clear()
+        summed: Tensor = self.accelerator.reduce(known, "sum")
+        *losses, terminated, interrupted, gradient = (value > 0 for value in summed.tolist())
+        return losses, [terminated, interrupted], gradient
+
+    def _skip_step(self, losses: list[bool]) -> None:
+        self._bad_in_a_row += 1
+        if self.accelerator.scaler is None:
+            self.optimizer.zero_grad(set_to_none=True)  # with which AdamW changes nothing
+        else:
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.zero_()
+        if self._statistics:
+            torch._foreach_copy_(self._statistics, self._kept_statistics)
+        bad = [number for number, is_bad in enumerate(losses) if is_bad]
+        found = (
+            f"stage {self.number}: step {self.state.global_step + 1}: the {'loss' if bad else 'gradient'} is no finite "
+            f"number; the step is skipped on all processes. Samples: {self._samples_of(bad or range(len(losses)))}"
+        )
+        logger.warning("%s", found)
+        if self._bad_in_a_row >= self.max_bad_steps:
+            raise NumbersError(
+                f"{found}. That was {self._bad_in_a_row} in a row; expected fewer than {self.max_bad_steps}. Cure: a "
+                "lower --learning_rate, or without these samples, then --resume auto from the last checkpoint"
+            )
+
+    def _samples_of(self, micro_batches: Any) -> str:
+        """The ids of the samples of some micro-batches of the step that runs."""
+        samples = getattr(self.train_dataset, "samples", None)
+        if self._order is None or samples is None:
+            return "those of this step in the shards' order, whose ids are not known here"
+        size = self._train_batch_size
+        steps_an_epoch = len(self._order) // (size * self._micro_batches_a_step)
+        first = self.state.global_step % steps_an_epoch * self._micro_batches_a_step
+        order = list(self._order)
+        places = [
+            place for number in micro_batches for place in order[(first + number) * size : (first + number + 1) * size]
+        ]
+        named = [str(samples[place].id) for place in places[:_NAMED_SAMPLES]]
+        more = f" and {len(places) - len(named)} more" if len(places) > len(named) else ""
+        return ", ".join(named) + more
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        """Write a checkpoint whole or not at all; all processes call it, and all end if it cannot be written."""
+        self.store_flos()
+        step = self.state.global_step
+        folder = Path(self.args.output_dir) / f"{PREFIX}{step}"
+        own = {
+            **random_state(),
+            "loss": self._tr_loss.reshape(1),
+            "running": self._running,
+            "batches": self._batches,
+            "drawn": torch.tensor([[split.failed, split.drawn] for split in self._quarantine.values()]),
+        }
+        processes = {
+            name: self.accelerator.gather(tensor.to(self.args.device)[None]).cpu().contiguous()
+            for name, tensor in own.items()
+        }
+        failure = None
+        if self.args.should_save:
+            try:
+                check_space(folder, checkpoint_bytes(self.model), "the checkpoint")
+                with complete_folder(folder) as temporary:
+                    self.model.save_pretrained(temporary)
+                    self.processing_class.save_pretrained(temporary)
+                    write_state(temporary, self._training_state(processes), self.number)
+                    self.state.save_to_json(str(temporary / "trainer_state.json"))
+                rotate(folder.parent, step)
+            except (OSError, CheckpointError, WeightsError) as error:
+                failure = error
+        failed = self.accelerator.reduce(torch.tensor(float(failure is not None), device=self.args.device), "sum")
+        if failure is not None or failed > 0:
+            raise CheckpointError(
+                f"stage {self.number}: the run ends, as its checkpoint after step {step} cannot be written: "
+                f"{failure or 'the first process says why'}. The checkpoints before it are whole"
+            )
+
+    def _training_state(self, processes: dict[str, Tensor]) -> TrainingState:
+        scaler = self.accelerator.scaler
+        return TrainingState(
+            optimizer=self.optimizer.state_dict(),
+            scheduler=self.lr_scheduler.state_dict(),
+            scaler=None if scaler is None else scaler.state_dict(),
+            processes=processes,
+            numbers={"last_logged": self._globalstep_last_logged, "bad_in_a_row": self._bad_in_a_row},
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        self._goes_on = read_state(Path(checkpoint))
+        try:
+            self.optimizer.load_state_dict(self._goes_on.optimizer)
+            self.lr_scheduler.load_state_dict(self._goes_on.scheduler)
+        except (ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
+            raise WeightsError(f"{checkpoint}: its optimizer is not this run's ({error})") from None
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if self._goes_on is not None and self._goes_on.scaler and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self._goes_on.scaler)
+
+    def _go_on(self, state: TrainingState) -> None:
+        """Take over the running sums and counts of a checkpoint, shared out where there are other processes now."""
+        own, world = self.args.process_index, self.args.world_size
+        same = len(state.processes["loss"]) == world
+        device = self.args.device
+
+        def share(name: str, total: bool = True) -> Tensor:
+            rows = state.processes[name].to(device)
+            if same:
+                return rows[own]
+            return rows.sum(0) * (own == 0) if total else rows.mean(0)
+
+        self._tr_loss = share("loss", total=False)[0].clone()
+        self._running, self._batches = share("running").clone(), share("batches").clone()
+        self._globalstep_last_logged = int(state.numbers["last_logged"])
+        self._bad_in_a_row = int(state.numbers["bad_in_a_row"])
+        for split, (failed, drawn) in zip(self._quarantine.values(), share("drawn").tolist(), strict=True):
+            split.failed, split.drawn = int(failed), int(drawn)
+        self._goes_on = None
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        rows = read_state(Path(checkpoint)).processes
+        try:
+            # What is drawn in training goes by seed and place; with other processes than before the rest starts alike.
+            own = self.args.process_index % len(rows["loss"])
+            set_random_state({name: tensor[own] for name, tensor in rows.items()})
+        except (KeyError, ValueError, TypeError, RuntimeError, AssertionError) as error:
+            raise WeightsError(f"{checkpoint}: its random numbers cannot be restored ({error})") from None
+
+    # ---- the log ----
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means of the loss's parts since the last line; the device is waited for here alone."""
-        if "loss" in logs and self._batches:
-            for name, total in self._running.items():
-                logs[name] = float(total) / self._batches
-            self._running, self._batches = {}, 0
+        """Add the means of the loss's parts since the last line, over all processes; all processes call it."""
+        if "loss" in logs:
+            summed: Tensor = self.accelerator.reduce(torch.stack([self._running, self._batches]), "sum")
+            for name, total, batches in zip(_RUNNING, *summed.tolist(), strict=True):
+                if batches:
+                    logs[name] = total / batches
+            self._running.zero_()
+            self._batches.zero_()
         super().log(logs, start_time)
 
     def _touch_unused(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -204,15 +479,17 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         return total
 
     def _keep(self, outputs: Any, inputs: dict[str, Tensor]) -> None:
-        self._batches += 1
         parts = {name: outputs.get(name) for name in _LOSSES}
         if outputs.get("leader_logits") is not None and "leader_labels" in inputs:
             picked = outputs["leader_logits"].argmax(-1, keepdim=True)
             parts["leader_accuracy"] = (inputs["leader_labels"].gather(1, picked) > 0).float().mean()
-        for name, value in parts.items():
+        for place, name in enumerate(_RUNNING):
+            value = parts.get(name)
             if value is not None:
-                value = value.detach()
-                self._running[name] = self._running[name] + value if name in self._running else value
+                value = value.detach().float()
+                finite = torch.isfinite(value)
+                self._running[place] += torch.where(finite, value, 0.0)
+                self._batches[place] += finite
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
@@ -245,6 +522,17 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         )
 
 
+class _Stop(TrainerCallback):  # type: ignore[misc]
+    """Ends training with a checkpoint after the step in which all processes have agreed to."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer._stopped_by:
+            control.should_save = control.should_training_stop = True
+
+
 def optimizer_for(model: nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:
     """AdamW over what is trainable; norms, biases and embeddings do not decay."""
     groups: dict[bool, list[nn.Parameter]] = defaultdict(list)
@@ -272,7 +560,7 @@ def training_arguments(settings: RunSettings, stage: int, output_dir: Path) -> T
         ddp_backend=None if "WORLD_SIZE" not in os.environ else ("nccl" if on_gpu else "gloo"),
         ddp_find_unused_parameters=False,
         # Seconds; a teacher may take long on the first process while the others wait.
-        ddp_timeout=6 * 3600 if settings.teacher is not None else 1800,
+        ddp_timeout=settings.ddp_timeout or (6 * 3600 if settings.teacher is not None else 1800),
         bf16=settings.mixed_precision == "bf16",
         fp16=settings.mixed_precision == "fp16",
         per_device_train_batch_size=settings.batch_size,
@@ -299,7 +587,7 @@ def training_arguments(settings: RunSettings, stage: int, output_dir: Path) -> T
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=settings.save_steps,
-        save_total_limit=2,
+        save_total_limit=KEPT,
         report_to=list(settings.report_to),
         disable_tqdm=True,
         prediction_loss_only=True,

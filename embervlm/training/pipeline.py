@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from accelerate.utils import broadcast
+from transformers import TrainingArguments, set_seed
 
 from embervlm.data.collate import ConversationDataset, RobotTaskDataset
 from embervlm.data.index import cache_folder
@@ -26,7 +27,6 @@ from embervlm.data.stream import ORDER_FILE, Catalogue, StreamedDataset, open_ca
 from embervlm.fleet import FLEET_FILE, Fleet, FleetError
 from embervlm.model import EmberVLMProcessor
 from embervlm.model.weights import (
-    WeightsError,
     check_model_folder,
     is_complete,
     load_model,
@@ -34,12 +34,24 @@ from embervlm.model.weights import (
     save_folder,
     starting_model,
     verify_folder,
-    write_manifest,
 )
 from embervlm.preflight import align_embeddings, check_fleet_length, check_labels, check_positions, check_robots
 from embervlm.prompts import robot_description
 from embervlm.tokens import load_tokenizer
 from embervlm.training.arguments import RunSettings
+from embervlm.training.checkpoints import (
+    KEPT,
+    OTHER_BYTES,
+    PREFIX,
+    check_space,
+    checkpoint_bytes,
+    checkpoints,
+    newest_valid,
+    remove_unfinished,
+    stage_of,
+    step_of,
+    verify_checkpoint,
+)
 from embervlm.training.engine import StageTrainer, training_arguments
 from embervlm.training.stage1_align import Stage1Trainer
 from embervlm.training.stage2_instruct import Stage2Trainer
@@ -53,7 +65,6 @@ logger = logging.getLogger(__name__)
 STAGES: dict[int, type[StageTrainer]] = {1: Stage1Trainer, 2: Stage2Trainer, 3: Stage3Trainer}
 #: How many samples of a stage are encoded to check their ids, lengths and labels before the first step.
 CHECKED_SAMPLES = 1000
-STAGE_FILE = "stage.json"
 TAUGHT_FILE = "taught.jsonl"
 STUDIED_FOLDER = "studied"
 #: Robots in the fleets in which validation tasks of other fleets than the run's are measured.
@@ -92,6 +103,8 @@ def run(settings: RunSettings) -> Path:
     Raises:
         SettingsError, DataError, FleetError, WeightsError, PreflightError, TokenizerError: what is wrong, before the
             first step and with nothing half-written.
+        Stopped: a signal asked for it; a checkpoint is saved.
+        CheckpointError, NumbersError: the disk is full or the losses are no numbers; the last checkpoint is whole.
     """
     settings.check()
     source = _source_folder(settings)
@@ -103,6 +116,8 @@ def run(settings: RunSettings) -> Path:
     arguments = training_arguments(settings, settings.stages[0], settings.stage_dir(settings.stages[0]))
     _say_where_this_runs(settings, arguments)
     folder = source or _write_start(run, arguments)
+    if arguments.distributed_state.is_main_process:
+        _check_space_for_all(settings, folder)
     for stage in settings.stages:
         folder = _run_stage(run, stage, folder)
     if settings.stages[-1] == 3:
@@ -227,11 +242,17 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
         processing_class=processor,
         fleet=run.fleet if stage == 3 else None,
         max_bad_share=settings.max_bad_share,
+        max_bad_steps=settings.max_bad_steps,
     )
     if is_main:
         _say_what_trains(trainer, model, run.data[stage].train, validation)
-    trainer.add_callback(_CompleteCheckpoints(stage))
-    trainer.train(resume_from_checkpoint=_checkpoint(settings, stage))
+    checkpoint = _checkpoint(settings, stage, arguments)
+    if is_main:
+        remove_unfinished(output)
+        # Those that are kept, one while it is written, and the result.
+        missing = max(1, KEPT + 1 - len(checkpoints(output)))
+        check_space(output, (missing + 1) * checkpoint_bytes(model), f"stage {stage} with {missing} more checkpoints")
+    trainer.train(resume_from_checkpoint=checkpoint)
     metrics: dict[str, Any] = {
         "train_samples": len(run.data[stage].train),
         "validation_samples": len(validation),
@@ -335,27 +356,40 @@ def _check_samples(run: Run, stage: int, dataset: Any, model: Any) -> None:
             check_robots(sample.selected, sample.fleet or run.fleet, sample.id)
 
 
-def _checkpoint(settings: RunSettings, stage: int) -> str | None:
-    """The checkpoint that ``stage`` goes on from, or None to begin it."""
+def _checkpoint(settings: RunSettings, stage: int, arguments: TrainingArguments) -> str | None:
+    """The checkpoint that ``stage`` goes on from, or None to begin it; the first process chooses for all."""
     if settings.resume is None:
         return None
     if settings.resume != "auto":
         folder = Path(settings.resume)
-        return str(folder) if _stage_of(folder) == stage else None
-    found = [path for path in settings.stage_dir(stage).glob("checkpoint-*") if is_complete(path)]
-    newest = max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    if newest is None:
+        if stage_of(folder) != stage:
+            return None
+        verify_checkpoint(folder)
+        return str(folder)
+    chosen = -1
+    if arguments.distributed_state.is_main_process:
+        newest = newest_valid(settings.stage_dir(stage), stage)
+        chosen = -1 if newest is None else step_of(newest)
+    chosen = int(broadcast(torch.tensor(chosen, device=arguments.device)))
+    if chosen < 0:
         return None
-    verify_folder(newest)
+    newest = settings.stage_dir(stage) / f"{PREFIX}{chosen}"
     logger.info("Stage %d goes on from %s", stage, newest)
     return str(newest)
 
 
-def _stage_of(checkpoint: Path) -> int:
-    try:
-        return int(json.loads((checkpoint / STAGE_FILE).read_text(encoding="utf-8"))["stage"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{checkpoint}: no checkpoint of this pipeline ({STAGE_FILE}: {error})") from None
+def _check_space_for_all(settings: RunSettings, start: Path) -> None:
+    """Refuse a run whose checkpoints and results will not fit the disk, going by the weights that it starts from."""
+    weights = sum(file.stat().st_size for file in start.glob("*.safetensors"))
+    left = [stage for stage in settings.stages if not is_complete(settings.stage_result(stage))]
+    needed = -sum(
+        path.stat().st_size for stage in left for path in settings.stage_dir(stage).rglob("*") if path.is_file()
+    )
+    # A checkpoint has the weights and twice as much for the optimizer; the last stage also writes one more.
+    for _ in left:
+        needed += KEPT * (3 * weights + OTHER_BYTES) + weights + OTHER_BYTES
+    needed += (3 * weights + OTHER_BYTES) if left else 0
+    check_space(settings.output_dir, needed, f"the run with {len(left)} stages and {KEPT} checkpoints of each")
 
 
 def _finish(run: Run, folder: Path, arguments: TrainingArguments) -> Path:
@@ -413,20 +447,6 @@ def _among_others(selector: Any, samples: Sequence[RobotSample], seed: int) -> d
         right,
     )
     return {"tasks": len(measured), "robots": OTHER_FLEET_ROBOTS, "leader_accuracy": right}
-
-
-class _CompleteCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """Marks every checkpoint with its stage and, when all processes have written their part, with its manifest."""
-
-    def __init__(self, stage: int) -> None:
-        self.stage = stage
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        args.distributed_state.wait_for_everyone()
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / STAGE_FILE).write_text(json.dumps({"stage": self.stage}) + "\n", encoding="utf-8")
-            write_manifest(folder)
 
 
 def _say_where_this_runs(settings: RunSettings, arguments: TrainingArguments) -> None:
