@@ -56,10 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser, and those of its subcommands, for which the beginning of a flag is not the flag but a mistyped one."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="embervlm", description="Select the robots of a fleet for a scene and a task."
-    )
+    parser = _Parser(prog="embervlm", description="Select the robots of a fleet for a scene and a task.")
     parser.add_argument("--version", action="version", version=f"embervlm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (help_text, add_flags, run) in _COMMANDS.items():

@@ -325,18 +325,23 @@ def test_debug_shows_the_whole_error(run: Callable[..., Ran], tmp_path: Path) ->
 def test_training_settings_are_refused_all_at_once(run: Callable[..., Ran], tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = run(
-        "train", "--output_dir", out, "--stage1_data", tmp_path / "none", "--batch_size", "0", "--learning_rate", "nan"
+        *("train", "--output_dir", out, "--stage1_data", tmp_path / "none", "--batch_size", "0"),
+        *("--learning_rate", "nan", "--report_to", "pigeon", "--datasets", "gqa,gqq"),
     ).error("train")
     for fault in (
         "--batch_size 0: expected 1 or more",
         "--learning_rate nan: expected a number above 0",
+        "--report_to pigeon: not known; there are: none, tensorboard, wandb, codecarbon",
+        "--datasets: gqq is not known; there are: ",
         f"--stage1_data {tmp_path / 'none'}: no such folder",
         "stage 2 needs --stage2_data",
         "stage 3 needs --robot_data",
     ):
         assert fault in found
     assert not out.exists()
-    assert "--report_to pigeon: not known" in run("train", "--output_dir", out, "--report_to", "pigeon").error("train")
+    # What begins like a flag is a mistyped one.
+    abbreviated = run("train", "--output_dir", out, "--robot_dat", tmp_path)
+    assert abbreviated.code == 2 and "unrecognized arguments: --robot_dat" in abbreviated.err
 
 
 def test_data_that_cannot_be_used_leave_nothing_half_written(run: Callable[..., Ran], tmp_path: Path) -> None:

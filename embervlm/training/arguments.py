@@ -104,7 +104,7 @@ class RunSettings:
         Raises:
             SettingsError: lists every problem with its cure.
         """
-        problems = self._wrong_numbers() + self._wrong_data() + self._wrong_start()
+        problems = self._wrong_numbers() + self._wrong_names() + self._wrong_data() + self._wrong_start()
         if self.distributed and "WORLD_SIZE" not in os.environ:
             problems.append(
                 "--distributed, but this process was not started by torchrun. "
@@ -144,6 +144,18 @@ class RunSettings:
             problems.append(f"--robot_variants {self.robot_variants}: expected 1 to {MAX_VARIANTS}")
         if not 0 <= self.max_bad_share <= 1:
             problems.append(f"--max_bad_share {self.max_bad_share}: expected 0 to 1")
+        return problems
+
+    def _wrong_names(self) -> list[str]:
+        problems = []
+        unknown = [name for name in self.report_to if name not in TRACKERS]
+        if unknown:
+            problems.append(f"--report_to {', '.join(unknown)}: not known; there are: {', '.join(TRACKERS)}")
+        if self.datasets is not None:
+            missing = [name for name in self.datasets if name not in dataset_names()]
+            if missing or not self.datasets:
+                wrong = ", ".join(missing) or "an empty list"
+                problems.append(f"--datasets: {wrong} is not known; there are: {', '.join(dataset_names())}")
         return problems
 
     def _wrong_data(self) -> list[str]:
@@ -298,28 +310,19 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_from(arguments: argparse.Namespace) -> RunSettings:
-    """The settings that parsed flags ask for.
-
-    Raises:
-        SettingsError: an unknown tracker or data set.
-    """
+    """The settings that parsed flags ask for, unchecked."""
     values: dict[str, Any] = {
         field.name: getattr(arguments, field.name) for field in fields(RunSettings) if hasattr(arguments, field.name)
     }
     values["stages"] = (1, 2, 3) if arguments.stage == "all" else (int(arguments.stage),)
-    trackers = tuple(name.strip() for name in arguments.report_to.split(",") if name.strip()) or ("none",)
-    unknown = [name for name in trackers if name not in TRACKERS]
-    if unknown:
-        raise SettingsError(f"--report_to {', '.join(unknown)}: not known; there are: {', '.join(TRACKERS)}")
-    values["report_to"] = trackers
+    values["report_to"] = _names(arguments.report_to) or ("none",)
     if arguments.datasets is not None:
-        names = tuple(name.strip() for name in arguments.datasets.split(",") if name.strip())
-        missing = [name for name in names if name not in dataset_names()]
-        if missing or not names:
-            wrong = ", ".join(missing) or "an empty list"
-            raise SettingsError(f"--datasets: {wrong} is not known; there are: {', '.join(dataset_names())}")
-        values["datasets"] = names
+        values["datasets"] = _names(arguments.datasets)
     return RunSettings(**values)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _holds_files(folder: Path) -> bool:

@@ -17,6 +17,8 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 _LOOK_SECONDS = 1.0
+#: Written where the numbers of signals are: nobody listens any more.
+_OVER = b"\0"
 
 
 class Stopped(RuntimeError):
@@ -63,8 +65,10 @@ class StopSignals:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self.acted_on.set()
-            os.close(self._write)  # which ends the thread
+            # Not by closing: data-loading workers have the pipe too, and where an error ends training they still live.
+            os.write(self._write, _OVER)
             watcher.join()
+            os.close(self._write)
             os.close(self._read)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -74,7 +78,7 @@ class StopSignals:
 
     def _watch(self, peers: tuple[int, ...]) -> None:
         # The number of a signal is written there even while the main thread does not come back to Python.
-        while received := os.read(self._read, 1):
+        while (received := os.read(self._read, 1)) != _OVER:
             if received[0] in (signal.SIGTERM, signal.SIGINT):
                 break
         else:

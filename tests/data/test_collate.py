@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embervlm.data.collate import ConversationDataset, RobotTaskDataset, vary
-from embervlm.data.sample import RobotSample, Sample, Turn
+from embervlm.data.collate import Collator, ConversationDataset, Example, RobotTaskDataset, vary
+from embervlm.data.sample import DataError, RobotSample, Sample, Turn
 from embervlm.fleet import Fleet
+from embervlm.prompts import IGNORED, Encoded
 from embervlm.tokens import CONTROL_IDS, ROBOT_SELECTION, encode_text
 
 
@@ -29,6 +30,26 @@ def test_a_conversation_is_cut_and_a_robot_task_keeps_its_selection(tiny_selecto
     example = whole[0]
     assert example.selection_index is not None
     assert example.encoded.input_ids[example.selection_index] == CONTROL_IDS[ROBOT_SELECTION]
+
+
+def test_what_has_nothing_to_learn_is_replaced_before_its_picture_is_opened(
+    tiny_selector: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The answer lies behind the last position.
+    endless = Sample("chat/1", "llava", "chat", tmp_path / "unopened.jpg", (Turn("why " * 3000, "Because."),))
+    short = Sample("chat/2", "llava", "chat", None, (Turn("Why?", "Because."),))
+    opened: list[Any] = []
+    monkeypatch.setattr("embervlm.data.collate.read_picture", opened.append)
+    dataset = ConversationDataset([endless, short], tiny_selector.processor, augment=True, seed=0)
+    example = dataset[0]
+    (failure,) = example.failures
+    assert (failure.sample, failure.replaced) == ("chat/1", True) and not opened
+    positions = tiny_selector.processor.tokenizer.model_max_length
+    assert failure.reason == f"no supervised token among its first {positions}"
+    assert example.encoded == dataset[1].encoded
+    # Several of them alone are no batch.
+    with pytest.raises(DataError, match="a batch of 2 samples without a supervised token: there is nothing to learn"):
+        Collator(tiny_selector.tokenizer)([Example(Encoded([1, 2], [IGNORED, IGNORED]), None)] * 2)
 
 
 def _words(tokenizer: Any, text: str) -> tuple[int, ...]:
