@@ -64,6 +64,8 @@ logger = logging.getLogger(__name__)
 CALIBRATION_FILE = "calibration.json"
 MAX_TASK_CHARACTERS = 2_000
 MAX_STEP_TOKENS = 48
+#: Fleets whose encoded descriptions are kept.
+MAX_KEPT_FLEETS = 4
 MAX_PLAN_STEPS = 8
 #: Phases of one robot in a plan.
 MAX_ROBOT_PHASES = 2
@@ -257,7 +259,7 @@ class Selection:
 class RobotSelector:
     """Selects robots with a trained model.
 
-    Use :meth:`from_pretrained`. A fleet is encoded once and kept for as long as it is the one in use.
+    Use :meth:`from_pretrained`. A fleet is encoded once and kept while it is among the last in use.
     """
 
     def __init__(self, model: Any, processor: Any, fleet: Fleet, calibration: Calibration) -> None:
@@ -267,7 +269,7 @@ class RobotSelector:
         self.model = model.eval()
         self.processor, self.fleet, self.calibration = processor, fleet, calibration
         self.tokenizer = processor.tokenizer
-        self._kept_fleet: tuple[Fleet, FleetState] | None = None
+        self._kept_fleets: dict[Fleet, FleetState] = {}
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> RobotSelector:
@@ -472,11 +474,15 @@ class RobotSelector:
         return vectors
 
     def _fleet_state(self, fleet: Fleet) -> FleetState:
-        if self._kept_fleet is None or self._kept_fleet[0] != fleet:
+        state = self._kept_fleets.get(fleet)
+        if state is None:
             check_fleet_length(fleet, self.tokenizer, self.model.config.text_config.n_positions)
             state = self.model.encode_fleet(**encode_fleet_text(fleet, self.tokenizer))
-            self._kept_fleet = (fleet, state)
-        return self._kept_fleet[1]
+            # A new dictionary in one step, since several threads may ask: the newest fleets, and the model's own.
+            kept = [*self._kept_fleets.items(), (fleet, state)]
+            newest = dict(kept[-MAX_KEPT_FLEETS:])
+            self._kept_fleets = {each: of for each, of in kept if each == self.fleet or each in newest}
+        return state
 
     def _write_observations(self, writer: _Writer, has_image: bool) -> list[str]:
         """The two steps before the choice: what the task needs, what the picture shows."""
