@@ -555,7 +555,7 @@ class RobotSelector:
 
 
 class Reader:
-    """Reads one text behind a fleet, with a key-value cache: the only place where a selection runs the language model."""
+    """Reads one text behind a fleet, with a key-value cache: where a selection runs the language model."""
 
     def __init__(self, model: Any, fleet: FleetState) -> None:
         self.model = model
