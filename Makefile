@@ -8,13 +8,14 @@ DEMO := demo
 # The model in the box and how it was measured: see docs/results.md.
 SPARK := build/spark
 
-.PHONY: help setup demo spark test lint types unit clean
+.PHONY: help setup demo spark test test-serve lint types unit clean
 
 help:
 	@echo "make setup  install into .venv"
 	@echo "make demo   sample data, all three training stages, evaluation, a selection (at most 8 minutes on two cores)"
 	@echo "make spark  train the model in the box from committed data (about an hour on two cores) into $(SPARK)"
 	@echo "make test   lint, types and tests"
+	@echo "make test-serve  the server's long checks: every operation fuzzed, load, hostile pictures, the page in a browser"
 	@echo "make clean  remove what these made"
 
 setup: $(VENV)/installed
@@ -68,6 +69,11 @@ types: setup
 
 unit: setup
 	$(BIN)/pytest
+
+# Needs Chromium (Debian: apt-get install chromium) and npm for the accessibility scan; what is missing is skipped and said.
+test-serve: setup
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable ".[test-serve]"
+	$(BIN)/pytest tests/serving_full
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

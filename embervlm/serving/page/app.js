@@ -18,7 +18,7 @@ function make(tag, attributes = {}, ...children) {
   node.append(...children.filter((child) => child != null));
   return node;
 }
-const percent = (share) => share > 0.995 ? "> 99%" : share < 0.005 ? "< 1%" : `${Math.round(share * 100)}%`;
+const percent = (share) => share > 0.995 ? ">\u00a099%" : share < 0.005 ? "<\u00a01%" : `${Math.round(share * 100)}%`;
 const listing = (names) => names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`;
 const either = (names) => names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} or ${names.at(-1)}`;
 const headers = () => $("key").value ? { authorization: `Bearer ${$("key").value}` } : {};
@@ -264,8 +264,8 @@ function show({ answer, fleet, ms }, announce = true) {
   if (announce) $("status").textContent = unsure ? `Not sure enough: ${either(answer.prediction_set)}. Ask a person.` : `Done: ${answer.primary}, ${percent(best.confidence)}.`;
 }
 
-function lines(text, width) {
-  const limit = Math.max(8, Math.floor(width / 7.1)), made = [];
+function lines(text, width, letter = 7.3) {
+  const limit = Math.max(8, Math.floor(width / letter)), made = [];
   for (const word of text.split(/\s+/)) {
     const pieces = word.match(new RegExp(`.{1,${limit}}`, "gu")) ?? [""];
     for (const piece of pieces) {
@@ -288,28 +288,33 @@ function showPlan(plan) {
   for (const phase of plan) level[phase.step] = 1 + Math.max(-1, ...phase.depends_on.map((step) => level[step]));
   const rows = [];
   for (const phase of plan) (rows[level[phase.step]] ??= []).push(phase);
+  // Where phases side by side would be too narrow, all stand in one column and what follows what runs along its left.
+  const narrow = rows.some((row) => (width - gap * (row.length - 1)) / row.length < 165);
   const place = {}, boxes = [], edges = [];
   let top = 1;
-  for (const row of rows) {
-    const box = Math.min(width - 2, 460, (width - 2 - gap * (row.length - 1)) / row.length);
-    const texts = row.map((phase) => [lines(phase.robot, box - 56), lines(phase.subtask, box - 28)]);
+  for (const row of narrow ? plan.map((phase) => [phase]) : rows) {
+    const indent = narrow ? 26 : 1;
+    const box = Math.min(width - indent - 1, 460, (width - 2 - gap * (row.length - 1)) / row.length);
+    const texts = row.map((phase) => [lines(phase.robot, box - 50, 8.6), lines(phase.subtask, box - 28)]);
     const high = Math.max(...texts.map(([who, what]) => 20 + 19 * (who.length + what.length) + 8));
-    const left = (width - box * row.length - gap * (row.length - 1)) / 2;
+    const left = narrow ? indent : (width - box * row.length - gap * (row.length - 1)) / 2;
     row.forEach((phase, index) => {
       const x = left + index * (box + gap), [who, what] = texts[index];
-      place[phase.step] = { x: x + box / 2, top, bottom: top + high };
+      place[phase.step] = { x: x + box / 2, left: x, top, bottom: top + high };
       const text = [...who.map((line, number) => svg("text", { x: x + 42, y: top + 28 + 19 * number, class: "who" }, line)),
         ...what.map((line, number) => svg("text", { x: x + 14, y: top + 33 + 19 * (who.length + number) }, line))];
       boxes.push(svg("rect", { x, y: top, width: box, height: high, rx: 10 }), svg("circle", { cx: x + 25, cy: top + 23, r: 11 }),
         svg("text", { x: x + 25, y: top + 27.5, class: "number" }, String(phase.step)), ...text);
       for (const step of phase.depends_on) {
         const from = place[step], to = place[phase.step], half = (to.top - from.bottom) / 2;
-        edges.push(svg("path", { class: "edge", "marker-end": "url(#arrow)",
-          d: `M${from.x} ${from.bottom}C${from.x} ${from.bottom + half} ${to.x} ${to.top - half} ${to.x} ${to.top - 5}` }));
+        const d = narrow ? `M${from.left} ${from.top + 23}H14Q8 ${from.top + 23} 8 ${from.top + 29}V${to.top + 17}Q8 ${to.top + 23} 14 ${to.top + 23}H${to.left - 5}`
+          : `M${from.x} ${from.bottom}C${from.x} ${from.bottom + half} ${to.x} ${to.top - half} ${to.x} ${to.top - 5}`;
+        edges.push(svg("path", { class: "edge", "marker-end": "url(#arrow)", d }));
       }
     });
-    top += high + down;
+    top += high + (narrow ? gap : down);
   }
+  top += narrow ? down - gap : 0;
   const words = plan.map((phase) => `${phase.step}. ${phase.robot}: ${phase.subtask}${phase.depends_on.length ? `, after ${listing(phase.depends_on.map(String))}` : ""}`).join("; ");
   const arrow = svg("marker", { id: "arrow", viewBox: "0 0 8 8", refX: 5, refY: 4, markerWidth: 6, markerHeight: 6, orient: "auto" },
     svg("path", { d: "M0 0L8 4L0 8z" }));
