@@ -296,8 +296,9 @@ async def _answer(request: Request, engine: Engine, question: Question) -> Selec
     job = engine.submit(question)
     answer = _future_of(job)
     gone = asyncio.create_task(_until_gone(request))
+    either: set[asyncio.Future[Any]] = {answer, gone}
     try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             raise StoppedError("the client has left")
         return answer.result()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -118,14 +117,14 @@ class Lockstep:
             self._guarded(picking, self._logits)
             self._guarded([request for request in requests if 0 < len(request.ids) <= _FEW], self._read)
             run: list[_Request] = []
-            many = [request for request in requests if len(request.ids) > _FEW]
-            for request, after in pairwise([*many, None]):
-                assert request is not None
-                run.append(request)
-                # Rows between two that read much would compute as much for nothing.
-                if after is None or after.slot > request.slot + 1:
-                    self._guarded(run, self._read)
-                    run = []
+            for request in requests:
+                if len(request.ids) > _FEW:
+                    # Rows between two that read much would compute as much for nothing.
+                    if run and request.slot > run[-1].slot + 1:
+                        self._guarded(run, self._read)
+                        run = []
+                    run.append(request)
+            self._guarded(run, self._read)
 
     def _guarded(self, requests: list[_Request], work: Any) -> None:
         if not requests:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from mcp.server import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import Field
 
 from embervlm import __version__
@@ -34,8 +35,8 @@ def make_server(selector: RobotSelector) -> MCPServer[Any]:
     server: MCPServer[Any] = MCPServer(
         "embervlm",
         version=__version__,
-        instructions="Selects robots of a fleet for a task and a picture of the scene. Confidences are calibrated; where"
-        " ask_a_person is true, ask a person which of prediction_set to send.",
+        instructions="Selects robots of a fleet for a task and a picture of the scene. Confidences are calibrated;"
+        " where ask_a_person is true, ask a person which of prediction_set to send.",
         log_level="WARNING",
     )
     one_at_a_time = threading.Lock()
@@ -48,18 +49,22 @@ def make_server(selector: RobotSelector) -> MCPServer[Any]:
         coverage: float | None = None,
         reason: bool = True,
     ) -> Selection:
-        if image_path is not None and image_base64 is not None:
-            raise RequestError("give image_path or image_base64, not both")
-        picture = None
-        if image_base64 is not None:
-            data = decode_base64(image_base64)
-            check_picture(data, MAX_PIXELS)
-            picture = decode_image(data, name="image")
-        elif image_path is not None:
-            picture = decode_image(Path(image_path))
-        own = None if fleet is None else own_fleet(fleet.model_dump(exclude_none=True), MAX_FLEET_ROBOTS)
-        with one_at_a_time:
-            return selector.select(task, picture, reason=reason, fleet=own, coverage=coverage)
+        try:
+            if image_path is not None and image_base64 is not None:
+                raise RequestError("give image_path or image_base64, not both")
+            picture = None
+            if image_base64 is not None:
+                data = decode_base64(image_base64)
+                check_picture(data, MAX_PIXELS)
+                picture = decode_image(data, name="image")
+            elif image_path is not None:
+                picture = decode_image(Path(image_path))
+            own = None if fleet is None else own_fleet(fleet.model_dump(exclude_none=True), MAX_FLEET_ROBOTS)
+            with one_at_a_time:
+                return selector.select(task, picture, reason=reason, fleet=own, coverage=coverage)
+        except ValueError as error:
+            # The agent is told what was found, what was expected and the cure; that is no fault of the server.
+            raise ToolError(str(error)) from None
 
     @server.tool()
     def select_robot(
