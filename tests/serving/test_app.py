@@ -7,12 +7,12 @@ import base64
 import io
 import json
 import os
+import re
 import signal
-import struct
 import subprocess
 import sys
+import threading
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 
 from fastapi.testclient import TestClient
+from made_pictures import bomb, picture
 
 from embervlm.fleet import Fleet
 from embervlm.serving.app import create_app
@@ -36,26 +37,6 @@ HOST = "http://127.0.0.1:8000"
 FLEET = {
     "robots": [{"name": name, "capabilities": ["lifting"], "limitations": [], "environments": []} for name in "AB"]
 }
-
-
-def picture(width: int = 40, height: int = 30, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height), (90, 60, 30)).save(file, kind)
-    return file.getvalue()
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of many grey pixels in few bytes."""
-    deflate, rows = zlib.compressobj(9), bytearray()
-    for _ in range(height):
-        rows += deflate.compress(bytes(width // 8 + 2))
-    rows += deflate.flush()
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", bytes(rows)) + chunk(b"IEND", b"")
 
 
 def ready(client: TestClient) -> TestClient:
@@ -109,7 +90,7 @@ def test_a_request_may_bring_its_own_fleet(client: TestClient) -> None:
     answer = client.post("/v1/select", json={"task": "Lift it", "fleet": FLEET, "top_n": 1, "reason": False}).json()
     assert answer["primary"] in "AB" and len(answer["robots"]) == 1 and answer["reasoning"] == []
     form = {"task": "Lift it", "fleet": json.dumps(FLEET), "top_n": "1", "reason": "false"}
-    assert client.post("/v1/select", data=form, files={"image": b""} if False else None).status_code == 415
+    assert client.post("/v1/select", data=form).status_code == 415  # urlencoded
     files = {
         "task": (None, "Lift it"),
         "fleet": (None, json.dumps(FLEET)),
@@ -126,7 +107,7 @@ def test_the_reasoning_streams_before_the_result(client: TestClient) -> None:
     assert response.headers["content-type"].startswith("text/event-stream")
     found = events(response.text)
     assert [name for name, _ in found[:-1]] == ["step"] * (len(found) - 1) and found[-1][0] == "result"
-    assert [data["part"] for _, data in found[:-1]][0] == "requirements"
+    assert found[0][1]["part"] == "requirements"
     assert found[-1][1]["reasoning"][3].startswith(found[-1][1]["primary"])
     wrong = client.post("/v1/select/stream", json={"task": "Film the roof", "image": base64.b64encode(b"no").decode()})
     assert events(wrong.text)[-1][0] == "error" and events(wrong.text)[-1][1]["error"]["code"] == 422
@@ -192,7 +173,7 @@ def test_pictures_are_held_to_their_limits_before_they_are_decoded(client: TestC
 
     huge = bomb(9_000, 9_000)
     assert len(huge) < 20_000
-    assert "81" not in huge[:0].decode() and "9000x9000 pixels" in refused(post(huge), 422)
+    assert "9000x9000 pixels" in refused(post(huge), 422)
     assert "1x1 pixels show no scene" in refused(post(picture(1, 1)), 422)
     assert "1x10000 pixels show no scene" in refused(post(picture(1, 10_000)), 422)
     assert "not a picture" in refused(post(b""), 422)
@@ -212,7 +193,6 @@ def test_bodies_are_held_to_their_limits(client: TestClient) -> None:
         client.post("/v1/select", content=b"x", headers={"content-type": "text/plain"}), 415
     )
     assert client.get("/nothing").status_code == 404
-    assert client.app.middleware_stack is not None  # type: ignore[attr-defined]
 
 
 def test_a_body_that_does_not_arrive_is_given_up() -> None:
@@ -267,7 +247,7 @@ def test_settings_out_of_range_are_refused() -> None:
 def test_a_full_queue_refuses_and_comes_back(tiny_selector: Any) -> None:
     engine = Engine(tiny_selector, slots=1, queue=1, timeout_s=30, max_pixels=10_000)
     engine.start()
-    holding, held = __import__("threading").Event(), []
+    holding, held = threading.Event(), []
     first = engine.submit(Question("Film the roof"), on_step=lambda part, text: held.append(holding.wait(10)))
     second = engine.submit(Question("Film the roof"))
     with pytest.raises(BusyError) as error:
@@ -320,7 +300,7 @@ def test_the_openapi_document_has_examples_and_declares_every_refusal(client: Te
         body = {name: value for name, value in example["value"].items() if name != "coverage"}
         assert client.post("/v1/select", json=body).status_code == 200
     text = json.dumps(document)
-    for reference in set(__import__("re").findall(r'"#/components/schemas/(\w+)"', text)):
+    for reference in set(re.findall(r'"#/components/schemas/(\w+)"', text)):
         assert reference in document["components"]["schemas"]
 
 
