@@ -1,4 +1,4 @@
-"""Load on a real server: what is over capacity is refused at once, nothing is lost, places come back. Figures are printed."""
+"""Load on a real server: what is over capacity is refused, nothing is lost, places come back. Figures are printed."""
 
 from __future__ import annotations
 
@@ -83,9 +83,7 @@ def test_eight_clients_share_a_batch_and_get_the_same_answers(served: Served, re
             for robot in answer["robots"]:
                 robot["confidence"] = round(robot["confidence"], 4)
         assert first == second
-    print(
-        f"reason={reason}: {len(numbers) / one_by_one:.1f} a second one by one, {len(numbers) / batched:.1f} by 8 clients"
-    )
+    print(f"reason={reason}: {len(numbers) / one_by_one:.1f} a second alone, {len(numbers) / batched:.1f} by 8 clients")
     print(f"{one_by_one / batched:.2f} times the throughput")
 
 
@@ -93,7 +91,8 @@ def test_places_of_clients_that_leave_or_dawdle_come_back(served: Served) -> Non
     url = urlsplit(served.url)
     address = (url.hostname, url.port)
     body = json.dumps({"task": "Film the roof, then carry the crates to the gate"}).encode()
-    head = f"POST /v1/select HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /v1/select HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\n"
+    head = f"{head}Content-Length: {len(body)}\r\n\r\n".encode()
     for _ in range(100):
         with socket.create_connection(address) as connection:
             connection.sendall(head + body)

@@ -1,4 +1,4 @@
-"""The page in Debian's Chromium: from picture to plan, errors, another fleet, phone width, and an accessibility scan."""
+"""The page in Debian's Chromium: from picture to plan, errors, another fleet, phone width, accessibility."""
 
 from __future__ import annotations
 
