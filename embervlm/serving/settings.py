@@ -54,7 +54,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     slots: int = 8
-    queue: int = 8
+    queue: int = 4
     timeout_s: float = 30.0
     body_timeout_s: float = 10.0
     drain_s: float = 20.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import psutil
 import requests
 
-SLOTS, QUEUE = 8, 8
+SLOTS, QUEUE = 8, 4
 
 
 @dataclass

@@ -429,7 +429,6 @@ const THEMES = ["system", "light", "dark"];
 function theme(name) {
   if (name === "system") delete document.documentElement.dataset.theme; else document.documentElement.dataset.theme = name;
   $("theme").textContent = `Colours: ${name}`;
-  $("theme").setAttribute("aria-label", `Colours: ${name === "system" ? "as the system" : name}. Change`);
   try { localStorage.setItem("embervlm-theme", name); } catch { /* not kept */ }
 }
 let chosen = "system";
