@@ -8,7 +8,7 @@ DEMO := demo
 # The model in the box and how it was measured: see docs/results.md.
 SPARK := build/spark
 
-.PHONY: help setup demo spark test lint types unit reliability clean
+.PHONY: help setup demo spark test test-serve reliability lint types unit clean
 
 help:
 	@echo "make setup  install into .venv"
@@ -16,6 +16,7 @@ help:
 	@echo "make spark  train the model in the box from committed data (about an hour on two cores) into $(SPARK)"
 	@echo "make test   lint, types and tests"
 	@echo "make reliability  runs that are killed, stopped and damaged, held against those that are not (at most 20 minutes)"
+	@echo "make test-serve  the server's long checks: every operation fuzzed, load, hostile pictures, the page in a browser"
 	@echo "make clean  remove what these made"
 
 setup: $(VENV)/installed
@@ -72,7 +73,12 @@ unit: setup
 
 # Each test's figures are in docs/reliability.md.
 reliability: setup
-	$(BIN)/pytest -m reliability tests/reliability
+	$(BIN)/pytest tests/reliability
+
+# Needs Chromium (Debian: apt-get install chromium) and npm for the accessibility scan; what is missing is skipped and said.
+test-serve: setup
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable ".[test-serve]"
+	$(BIN)/pytest tests/serving_full
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
@@ -109,11 +110,18 @@ def _select_flags(parser: argparse.ArgumentParser) -> None:
         " more than one means: ask a person",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--plan-format",
+        choices=("json", "behaviortree"),
+        help="print the answer as JSON, or its plan as a behaviour tree: XML of BehaviorTree.CPP 4",
+    )
 
 
 def _select(arguments: argparse.Namespace) -> int:
     if arguments.tasks is not None and (arguments.image is not None or not arguments.json):
         raise UsageError("--tasks goes with --json, and names its pictures itself")
+    if arguments.plan_format == "behaviortree" and (arguments.tasks is not None or arguments.json):
+        raise UsageError("--plan-format behaviortree goes with --task and without --json: it prints one document")
     if arguments.top_n is not None and arguments.top_n < 1:
         raise UsageError(f"--top-n must be 1 or more, found {arguments.top_n}")
     from embervlm.fleet import Fleet
@@ -133,7 +141,11 @@ def _select(arguments: argparse.Namespace) -> int:
             fleet=fleet,
             coverage=arguments.coverage,
         )
-        if arguments.json:
+        if arguments.plan_format == "behaviortree":
+            from embervlm.behaviour_tree import behaviour_tree
+
+            print(behaviour_tree(selection.plan, selection.task), end="")
+        elif arguments.json or arguments.plan_format == "json":
             print(json.dumps(selection.to_dict(), ensure_ascii=False), flush=True)
         else:
             print(_for_people(selection, arguments.coverage))
@@ -401,6 +413,62 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED if failed else 0
 
 
+def _serve_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=_BOX_MODEL, metavar="DIR", help=_MODEL_HELP)
+    parser.add_argument("--fleet", type=Path, metavar="FILE", help="who can be sent; the model's own fleet without it")
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen; this machine alone unless told otherwise")
+    parser.add_argument("--port", type=int, default=8000, metavar="P", help="0 takes a free one (default 8000)")
+    parser.add_argument("--slots", type=int, default=8, metavar="N", help="answers written at a time, as one batch")
+    parser.add_argument("--queue", type=int, default=4, metavar="N", help="further requests that may wait; then 429")
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds for an answer; then 503")
+    parser.add_argument(
+        "--drain", type=float, default=20.0, metavar="S", help="seconds to end what is in work at SIGTERM"
+    )
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    _need_extra("serve", "fastapi", "uvicorn", "prometheus_client", "python_multipart")
+    from embervlm.serving.settings import Settings, key_from_environment
+
+    settings = Settings(
+        model=arguments.model,
+        host=arguments.host,
+        port=arguments.port,
+        slots=arguments.slots,
+        queue=arguments.queue,
+        timeout_s=arguments.timeout,
+        drain_s=arguments.drain,
+        key=key_from_environment(),
+    )
+    from embervlm.serving.run import serve
+
+    serve(settings, arguments.fleet)
+    return 0
+
+
+def _mcp_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=_BOX_MODEL, metavar="DIR", help=_MODEL_HELP)
+    parser.add_argument("--fleet", type=Path, metavar="FILE", help="who can be sent; the model's own fleet without it")
+
+
+def _mcp(arguments: argparse.Namespace) -> int:
+    _need_extra("mcp", "mcp")
+    from embervlm.serving.mcp import run
+
+    run(arguments.model, arguments.fleet)
+    return 0
+
+
+def _need_extra(extra: str, *modules: str) -> None:
+    """Make sure that what an extra installs is there.
+
+    Raises:
+        ValueError: names the extra.
+    """
+    if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
+        raise ValueError(f'{missing[0]} is not installed; run: pip install "embervlm[{extra}]"')
+
+
 def _export_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
@@ -431,6 +499,8 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Calla
     "select": ("Select the robots for a task.", _select_flags, _select),
     "evaluate": ("Measure a model on robot tasks.", _evaluate_flags, _evaluate),
     "data": ("Make sample data, convert robot tasks, report on data.", _data_flags, _data),
+    "serve": ("Answer over HTTP, with a page.", _serve_flags, _serve),
+    "mcp": ("Answer agents over the Model Context Protocol, on standard input and output.", _mcp_flags, _mcp),
     "export": ("Write a trained model in another format.", _export_flags, _export),
     "doctor": ("Check this machine, a model and data.", _doctor_flags, _doctor),
 }

@@ -64,6 +64,8 @@ logger = logging.getLogger(__name__)
 CALIBRATION_FILE = "calibration.json"
 MAX_TASK_CHARACTERS = 2_000
 MAX_STEP_TOKENS = 48
+#: Fleets whose encoded descriptions are kept.
+MAX_KEPT_FLEETS = 4
 MAX_PLAN_STEPS = 8
 #: Phases of one robot in a plan.
 MAX_ROBOT_PHASES = 2
@@ -75,6 +77,9 @@ COVERAGE_PERCENTS = range(50, 100)
 MIN_COVERAGE_TASKS = 100
 
 Picture = str | os.PathLike[str] | Image.Image | bytes
+#: Called before each piece of work with the part of the answer that is being written (``requirements``,
+#: ``environment``, ``selection``, ``capabilities``, ``plan``) and its text so far; an exception from it ends the work.
+OnStep = Callable[[str, str], None]
 
 
 class SelectionError(ValueError):
@@ -272,7 +277,7 @@ class Selection:
 class RobotSelector:
     """Selects robots with a trained model.
 
-    Use :meth:`from_pretrained`. A fleet is encoded once and kept for as long as it is the one in use.
+    Use :meth:`from_pretrained`. A fleet is encoded once and kept while it is among the last in use.
     """
 
     def __init__(self, model: Any, processor: Any, fleet: Fleet, calibration: Calibration) -> None:
@@ -282,7 +287,7 @@ class RobotSelector:
         self.model = model.eval()
         self.processor, self.fleet, self.calibration = processor, fleet, calibration
         self.tokenizer = processor.tokenizer
-        self._kept_fleet: tuple[Fleet, FleetState] | None = None
+        self._kept_fleets: dict[Fleet, FleetState] = {}
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> RobotSelector:
@@ -303,6 +308,8 @@ class RobotSelector:
         reason: bool = True,
         fleet: Fleet | None = None,
         coverage: float | None = None,
+        on_step: OnStep | None = None,
+        reader: Callable[[FleetState], Reader] | None = None,
     ) -> Selection:
         """Select the robots for one task.
 
@@ -313,6 +320,9 @@ class RobotSelector:
             reason: write the grounds too.
             fleet: who can be sent; the model's own fleet without it.
             coverage: how often the right leader shall be among the answer's ``candidates``; none are named without.
+            on_step: follows the writing and may stop it (see ``OnStep``).
+            reader: makes what reads this text behind a fleet, such as a place in a batch of several; one text alone
+                without it.
 
         Raises:
             SelectionError: an empty or too long task, a ``top_n`` below 1, or a coverage that cannot be promised
@@ -331,12 +341,13 @@ class RobotSelector:
             clock.lap("fleet")
             pixels = self._pixels(image, MIN_PICTURE_SIDE)  # (3, size, size)
             clock.lap("picture")
-            writer = _Writer(self, state)
+            writer = _Writer(self, (reader or self._reader)(state), on_step)
             writer.read(
                 self._prompt(task, image is not None), None if pixels is None else torch.from_numpy(pixels)[None]
             )
             before = self._write_observations(writer, image is not None) if reason else []
             clock.lap("reasoning" if reason else "task")
+            writer.begin("selection")
             chosen = writer.read([CONTROL_IDS[ROBOT_SELECTION]])
             words = self._word_vectors([task])
             leader_logits, member_logits = self.model.robot_head(chosen, words, state)
@@ -346,6 +357,7 @@ class RobotSelector:
             clock.lap("selection")
             writer.read(encode_text(self.tokenizer, selection_text(names)))
             after = self._write_grounds(writer, fleet[names[0]], names) if reason else []
+            writer.begin("plan")
             plan = self._write_plan(writer, task, names)
             clock.lap("plan")
         scores = [RobotScore(fleet.names[i], leading[i], fleet.names[i] in names) for i in order]
@@ -481,23 +493,32 @@ class RobotSelector:
         pixels: NDArray[np.float32] = self.processor.image_processor.pixels(picture)
         return pixels
 
+    def _reader(self, fleet: FleetState) -> Reader:
+        return Reader(self.model, fleet)
+
     def _word_vectors(self, tasks: Sequence[str]) -> Tensor:
         hashed = hash_tasks([hashed_words(task) for task in tasks])
         vectors: Tensor = self.model.robot_head.word_vectors(hashed["task_hashes"], hashed["task_weights"])
         return vectors
 
     def _fleet_state(self, fleet: Fleet) -> FleetState:
-        if self._kept_fleet is None or self._kept_fleet[0] != fleet:
+        state = self._kept_fleets.get(fleet)
+        if state is None:
             check_fleet_length(fleet, self.tokenizer, self.model.config.text_config.n_positions)
             state = self.model.encode_fleet(**encode_fleet_text(fleet, self.tokenizer))
-            self._kept_fleet = (fleet, state)
-        return self._kept_fleet[1]
+            # A new dictionary in one step, since several threads may ask: the newest fleets, and the model's own.
+            kept = [*self._kept_fleets.items(), (fleet, state)]
+            newest = dict(kept[-MAX_KEPT_FLEETS:])
+            self._kept_fleets = {each: of for each, of in kept if each == self.fleet or each in newest}
+        return state
 
     def _write_observations(self, writer: _Writer, has_image: bool) -> list[str]:
         """The two steps before the choice: what the task needs, what the picture shows."""
+        writer.begin("requirements")
         writer.read([CONTROL_IDS[REASONING_START]])
         requirements = writer.write_line()
         newline = encode_text(self.tokenizer, "\n")
+        writer.begin("environment")
         if has_image:
             writer.read(newline)
             environment = writer.write_line()
@@ -509,6 +530,7 @@ class RobotSelector:
 
     def _write_grounds(self, writer: _Writer, leader: Robot, names: Sequence[str]) -> list[str]:
         """The two steps after the choice: which of the leader's capabilities meet the need, and the decision."""
+        writer.begin("capabilities")
         writer.read(encode_text(self.tokenizer, f"\n{BECAUSE}"))
         matched: list[str] = []
         remaining = list(leader.capabilities)
@@ -560,12 +582,38 @@ class RobotSelector:
         return [Phase(n, robot, text, before[order]) for n, (order, robot, text) in enumerate(written, 1)]
 
 
-class _Writer:
-    """Reads and writes one text token by token behind a fleet, with a key-value cache."""
+class Reader:
+    """Reads one text behind a fleet, with a key-value cache: where a selection runs the language model."""
 
-    def __init__(self, selector: RobotSelector, fleet: FleetState) -> None:
-        self.model, self.tokenizer = selector.model, selector.tokenizer
+    def __init__(self, model: Any, fleet: FleetState) -> None:
+        self.model = model
         self.cache: DynamicCache = fleet.cache(1)
+
+    def read(self, ids: Sequence[int], position: int, pixels: Tensor | None = None) -> Tensor:
+        """Take in tokens that stand at ``position`` and after it; returns the state at the last of them, (1, width)."""
+        features = None if pixels is None else self.model.get_image_features(pixels)
+        outputs = self.model.language_model.transformer(
+            inputs_embeds=self.model.embed(torch.tensor([list(ids)]), features),
+            past_key_values=self.cache,
+            position_ids=torch.arange(position, position + len(ids))[None],
+            use_cache=True,
+        )
+        state: Tensor = outputs.last_hidden_state[:, -1]
+        return state
+
+    def logits(self, state: Tensor) -> Tensor:
+        """What may come after a state of (1, width): (vocabulary,)."""
+        logits: Tensor = self.model.language_model.lm_head(state)[0].float()
+        return logits
+
+
+class _Writer:
+    """Reads and writes one text token by token behind a fleet."""
+
+    def __init__(self, selector: RobotSelector, reader: Reader, on_step: OnStep | None = None) -> None:
+        self.model, self.tokenizer = selector.model, selector.tokenizer
+        self._reader, self._on_step = reader, on_step
+        self._part, self._text = "", ""
         self.position = 0
         self.state = torch.empty(0)
         self._line_ends = {*CONTROL_IDS.values(), END_OF_TEXT_ID}
@@ -575,17 +623,17 @@ class _Writer:
         """How many tokens can still be taken in."""
         return int(self.model.config.text_config.n_positions) - self.position
 
+    def begin(self, part: str) -> None:
+        """Say which part of the answer comes next."""
+        self._part, self._text = part, ""
+
     def read(self, ids: Sequence[int], pixels: Tensor | None = None) -> Tensor:
         """Take in tokens that are given; returns the state at the last of them, (1, width)."""
-        features = None if pixels is None else self.model.get_image_features(pixels)
-        embedded = self.model.embed(torch.tensor([list(ids)]), features)
-        positions = torch.arange(self.position, self.position + len(ids))[None]
+        if self._on_step is not None:
+            self._on_step(self._part, self._text)
         check_positions(self.position + len(ids), self.model.config.text_config.n_positions, "the answer")
-        outputs = self.model.language_model.transformer(
-            inputs_embeds=embedded, past_key_values=self.cache, position_ids=positions, use_cache=True
-        )
+        self.state = self._reader.read(ids, self.position, pixels)
         self.position += len(ids)
-        self.state = outputs.last_hidden_state[:, -1]
         return self.state
 
     def write_line(self) -> str:
@@ -603,6 +651,8 @@ class _Writer:
             if token in self._line_ends or "\n" in self.tokenizer.decode([token]):
                 break
             written.append(token)
+            if self._on_step is not None:
+                self._text = str(self.tokenizer.decode(written)).strip()
             self.read([token])
         return str(self.tokenizer.decode(written)).strip()
 
@@ -634,8 +684,7 @@ class _Writer:
         return bool(logits[token] > logits[other])
 
     def _logits(self) -> Tensor:
-        logits: Tensor = self.model.language_model.lm_head(self.state)[0].float()
-        return logits
+        return self._reader.logits(self.state)
 
 
 class _Clock:

@@ -396,3 +396,28 @@ def test_a_failing_process_says_one_line_and_leaves_1(tmp_path: Path) -> None:
     script = [sys.executable, "scripts/train_all.py", "--output_dir", str(tmp_path / "out"), "--fly"]
     done = subprocess.run(script, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "unrecognized arguments: --fly" in done.stderr
+
+
+def test_a_plan_may_be_printed_as_a_behaviour_tree(run: Callable[..., Ran], tiny_folder: Path) -> None:
+    shown = run("select", "--model", tiny_folder, "--task", "Film the roof", "--plan-format", "behaviortree")
+    assert shown.code == 0 and shown.out.startswith("<?xml") and 'BTCPP_format="4"' in shown.out
+    as_json = run("select", "--model", tiny_folder, "--task", "Film the roof", "--plan-format", "json")
+    assert json.loads(as_json.out)["plan"]
+    assert run("select", "--task", "x", "--json", "--plan-format", "behaviortree").code == 2
+
+
+@pytest.mark.parametrize(("command", "module"), [("serve", "uvicorn"), ("mcp", "mcp")])
+def test_a_missing_extra_is_named(
+    run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, command: str, module: str
+) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == module else find(name, *rest))
+    said = run(command).error(command)
+    assert said == f'{module} is not installed; run: pip install "embervlm[{command}]"'
+
+
+def test_a_server_is_refused_what_it_cannot_do(run: Callable[..., Ran]) -> None:
+    pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
+    assert "--slots must be from 1 to 64, found 0" in run("serve", "--slots", 0).error("serve")

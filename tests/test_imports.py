@@ -16,7 +16,7 @@ PACKAGE = ROOT / "embervlm"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "doctor", "scripts"),
     ("training", "serving", "export"),
-    ("evaluation",),
+    ("evaluation", "behaviour_tree"),
     ("selection",),
     ("data",),
     ("preflight",),
