@@ -45,9 +45,9 @@ LEARNING_RATE = 2e-4
 HEAD_LEARNING_RATE = 1e-3
 BATCH = 32
 #: How often a task of another fleet stands in a pass of the teacher's training: descriptions are learnt from these.
-OTHER_FLEET_REPEATS = 2
+TASK_REPEATS = 2
 #: Altered texts of tasks of other fleets, as a share of those of the run's.
-OTHER_FLEET_TEXTS = 0.3
+OTHER_FLEET_SHARE = 0.3
 #: Going along counts more than leading in the teacher's loss, as most robots do not go and are soon learnt.
 MEMBER_WEIGHT = 2.0
 MAX_TOKENS = 128
@@ -166,7 +166,7 @@ class Teacher:
         layers = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
         others = other_robots(samples, fleet)
         doubles = stand_ins(fleet, others)
-        samples = [*samples, *[s for s in samples if s.fleet is not None] * (OTHER_FLEET_REPEATS - 1)]
+        samples = [*samples, *[s for s in samples if s.fleet is not None] * (TASK_REPEATS - 1)]
         optimizer = torch.optim.AdamW(
             [
                 {"params": layers, "lr": LEARNING_RATE},
@@ -295,7 +295,7 @@ def taught_samples(
             made = perturbed_tasks(of, neighbours, count, seed) if of else []
             return [(text, source) for text, source in made if normalise_task(text) not in kept_back]
 
-        of_own, of_others = altered(own, texts), altered(others, round(OTHER_FLEET_TEXTS * texts))
+        of_own, of_others = altered(own, texts), altered(others, round(OTHER_FLEET_SHARE * texts))
         lessons = teacher.lessons(
             [*(text for text, _ in of_own), *(sample.task for sample in told), *(text for text, _ in of_others)],
             [*fleet, *other_robots(told, fleet)],
