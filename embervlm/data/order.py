@@ -6,7 +6,8 @@ one process with twice the batch takes the samples that two would.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import random
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ WINDOW = 64
 #: one wording, from which pictures, told apart within the batch, are learnt more slowly.
 BUCKET = 128
 
+#: Batches in one window of short texts.
+_SHORT_WINDOW = 16
+
 _CHUNK = 4096
 
 
@@ -35,7 +39,7 @@ def epoch_order(lengths: NDArray[np.int32] | int, *, seed: int, epoch: int, grou
         lengths: (samples,), of any unit near a byte of text; or the number of samples, to group by nothing.
         seed: of the run, 0 or more.
         epoch: 0 for the first.
-        group: samples of one micro-batch over all processes.
+        group: samples of one optimizer step over all processes.
 
     Returns:
         (samples,), every place once.
@@ -52,6 +56,27 @@ def epoch_order(lengths: NDArray[np.int32] | int, *, seed: int, epoch: int, grou
     return order
 
 
+def batches_by_length(lengths: Sequence[int], size: int, rng: random.Random) -> list[list[int]]:
+    """One pass in batches of ``size`` or fewer places whose lengths are alike, in an order by lot: for short texts.
+
+    Unlike :func:`epoch_order` it sorts by the exact length, since what learns from these batches tells no pictures
+    apart within them.
+
+    Args:
+        lengths: of each text, of any unit.
+        size: of a batch; the last one of a window may be smaller.
+        rng: shuffles.
+    """
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    batches = []
+    for start in range(0, len(order), _SHORT_WINDOW * size):
+        window = sorted(order[start : start + _SHORT_WINDOW * size], key=lengths.__getitem__)
+        batches += [window[place : place + size] for place in range(0, len(window), size)]
+    rng.shuffle(batches)
+    return batches
+
+
 def text_lengths(samples: Iterable[DataSample]) -> NDArray[np.int32]:
     """(samples,): UTF-8 bytes of what is asked and answered, as an index keeps them; a cheap stand-in for tokens."""
     return np.fromiter(
@@ -62,13 +87,13 @@ def text_lengths(samples: Iterable[DataSample]) -> NDArray[np.int32]:
 class EpochSampler(Sampler[int]):
     """Draws the places of an epoch in their order, the last group filled up with the epoch's first places.
 
-    Filled up, an epoch is a whole number of micro-batches over all processes: every process takes equally many steps,
+    Filled up, an epoch is a whole number of optimizer steps over all processes: every process takes equally many,
     and a sample more or less does not make one of them wait for the others.
 
     Args:
         lengths: as :func:`epoch_order` takes them.
         seed: of the run.
-        group: samples of one micro-batch over all processes.
+        group: samples of one optimizer step over all processes.
     """
 
     def __init__(self, lengths: NDArray[np.int32] | int, *, seed: int, group: int) -> None:

@@ -17,8 +17,7 @@ from embervlm.fleet import Fleet
 from embervlm.selection import RobotSelector, Selection
 from embervlm.serving.limits import check_picture
 from embervlm.serving.schemas import FleetIn, PlanFormat, RequestError, decode_base64, own_fleet
-
-MAX_FLEET_ROBOTS = 32
+from embervlm.serving.settings import Settings
 
 Task = Annotated[str, Field(description="what is to be done, in plain words")]
 ImagePath = Annotated[str | None, Field(description="the scene: a picture's file on this machine")]
@@ -59,7 +58,7 @@ def make_server(selector: RobotSelector) -> MCPServer[Any]:
                 picture = decode_image(data, name="image")
             elif image_path is not None:
                 picture = decode_image(Path(image_path))
-            own = None if fleet is None else own_fleet(fleet.model_dump(exclude_none=True), MAX_FLEET_ROBOTS)
+            own = None if fleet is None else own_fleet(fleet.model_dump(exclude_none=True), Settings.max_robots)
             with one_at_a_time:
                 return selector.select(task, picture, reason=reason, fleet=own, coverage=coverage)
         except ValueError as error:

@@ -214,7 +214,6 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--log_steps", type=int, default=50, help="optimizer steps between lines of progress")
     run.add_argument("--report_to", default="none", help=f"comma list of {', '.join(TRACKERS)}")
     run.add_argument("--num_workers", type=int, default=2, help="data-loading workers of each process")
-
     run.add_argument(
         "--ddp_timeout",
         type=int,

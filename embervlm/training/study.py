@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainingArguments
 
 from embervlm.data.collate import encode_fleet_text, hash_tasks
+from embervlm.data.order import batches_by_length
 from embervlm.fleet import Fleet
 from embervlm.prompts import encode, task_pieces
 from embervlm.tokens import CONTROL_IDS, END_OF_TEXT_ID, ROBOT_SELECTION
@@ -74,9 +75,9 @@ def study(model: Any, tokenizer: Any, lessons: Lessons, fleet: Fleet, arguments:
     )
     tell = Teller("study: step", steps)
     model.train()
-    batches = _batches([len(prompt) for prompt in prompts], rng)
-    for step in range(1, steps + 1):
-        rows = next(batches)
+    lengths = [len(prompt) for prompt in prompts]
+    batches = chain.from_iterable(batches_by_length(lengths, BATCH, rng) for _ in range(PASSES))
+    for step, rows in enumerate(batches, 1):
         own = rng.random() < OWN_FLEET_SHARE
         drawn = range(len(lessons.robots))
         pool = list(range(len(fleet))) if own else rng.sample(drawn, min(DRAWN_ROBOTS, len(drawn)))
@@ -137,16 +138,3 @@ def _directions(vectors: Tensor) -> Tensor:
     """The vectors' directions from their common mean, by which they differ most; (vectors, width)."""
     directions = F.normalize(vectors.float(), dim=-1)
     return F.normalize(directions - directions.mean(0), dim=-1)
-
-
-def _batches(lengths: list[int], rng: random.Random) -> Iterator[list[int]]:
-    """Places of texts of like length, pass after pass without end."""
-    while True:
-        order = list(range(len(lengths)))
-        rng.shuffle(order)
-        batches = []
-        for start in range(0, len(order), 16 * BATCH):
-            window = sorted(order[start : start + 16 * BATCH], key=lengths.__getitem__)
-            batches += [window[place : place + BATCH] for place in range(0, len(window), BATCH)]
-        rng.shuffle(batches)
-        yield from batches

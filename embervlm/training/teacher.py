@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from embervlm.data.order import batches_by_length
 from embervlm.data.robot_fleets import Cast, Company, cast, gathered, other_robots, stand_ins
 from embervlm.data.robot_rewording import is_reworded
 from embervlm.data.sample import Chances, DataError, RobotSample, normalise_task
@@ -167,6 +168,7 @@ class Teacher:
         others = other_robots(samples, fleet)
         doubles = stand_ins(fleet, others)
         samples = [*samples, *[s for s in samples if s.fleet is not None] * (TASK_REPEATS - 1)]
+        lengths = [len(sample.task) for sample in samples]
         optimizer = torch.optim.AdamW(
             [
                 {"params": layers, "lr": LEARNING_RATE},
@@ -183,7 +185,8 @@ class Teacher:
         tell = Teller("teacher: step", steps)
         self.encoder.train()
         for epoch in range(epochs):
-            for number, batch in enumerate(_batches(samples, rng), 1):
+            for number, places in enumerate(batches_by_length(lengths, BATCH, rng), 1):
+                batch = [samples[place] for place in places]
                 casts = [cast(sample, fleet, doubles, rng, varied=True) for sample in batch]
                 company = gathered([(each.robots, each.lot) for each in casts], fleet, others)
                 leaders, members, among = _labels(casts, company)
@@ -371,17 +374,6 @@ def _labels(casts: Sequence[Cast], company: Company) -> tuple[Tensor, Tensor, Te
             members[row, place] = float(name in sample.selected)
         among[row, company.fleets[row]] = True
     return leaders, members, among
-
-
-def _batches(samples: Sequence[RobotSample], rng: random.Random) -> Iterator[list[RobotSample]]:
-    order = list(samples)
-    rng.shuffle(order)
-    batches = []
-    for start in range(0, len(order), 16 * BATCH):
-        window = sorted(order[start : start + 16 * BATCH], key=lambda sample: len(sample.task))
-        batches += [window[place : place + BATCH] for place in range(0, len(window), BATCH)]
-    rng.shuffle(batches)
-    return iter(batches)
 
 
 def _key(
