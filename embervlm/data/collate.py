@@ -396,7 +396,7 @@ def _relit(picture: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
 
 
 def encode_fleet_text(fleet: Fleet, tokenizer: Any) -> dict[str, Tensor]:
-    """A fleet's descriptions as the model's ``fleet_input_ids``, ``_lengths``, ``_hashes`` and ``_weights``."""
+    """A fleet's descriptions as the model's ``fleet_input_ids``, ``_lengths``, ``_places``, ``_hashes``, ``_weights``."""
     return _fleet_rows([_described(robot, tokenizer) for robot in fleet])
 
 
@@ -407,10 +407,13 @@ def _described(robot: Robot, tokenizer: Any) -> tuple[list[int], dict[int, float
 
 def _fleet_rows(robots: Sequence[tuple[list[int], dict[int, float]]]) -> dict[str, Tensor]:
     hashes, weights = padded([words for _, words in robots])
+    # Any id will do behind a description; transformers would warn about that of the padding token.
+    ids = _pad([ids for ids, _ in robots], 0)
+    lengths = torch.tensor([len(ids) for ids, _ in robots])
     return {
-        # Any id will do behind a description; transformers would warn about that of the padding token.
-        "fleet_input_ids": _pad([ids for ids, _ in robots], 0),
-        "fleet_lengths": torch.tensor([len(ids) for ids, _ in robots]),
+        "fleet_input_ids": ids,
+        "fleet_lengths": lengths,
+        "fleet_places": (torch.arange(ids.shape[1]) < lengths[:, None]).flatten().nonzero()[:, 0],
         "fleet_hashes": torch.from_numpy(hashes),
         "fleet_weights": torch.from_numpy(weights),
     }
@@ -446,6 +449,8 @@ class Collator:
             "input_ids": _pad([example.encoded.input_ids for example in examples], END_OF_TEXT_ID),
             "labels": _pad([example.encoded.labels for example in examples], IGNORED),
         }
+        following = torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
+        batch["supervised_places"] = following.flatten().nonzero()[:, 0]
         failures = [failure for example in examples for failure in example.failures]
         if failures:
             batch[FAILURES] = failures

@@ -25,6 +25,7 @@ from embervlm.data.quarantine import QUARANTINE_FILE, Quarantine
 from embervlm.data.sample import DataError, Split
 from embervlm.data.stream import StreamCollator, StreamedDataset, without_traceback
 from embervlm.fleet import Fleet
+from embervlm.model.attention import attend_in_fp32
 from embervlm.model.weights import WeightsError, complete_folder
 from embervlm.preflight import check_embeddings, check_image_tokens, check_prompt_version
 from embervlm.training.arguments import RunSettings
@@ -115,6 +116,9 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             optimizers=(optimizer_for(model, args), None),
         )
         self.remove_callback(PrinterCallback)
+        model.fuse_frozen_vision("vision" in frozen, precision(args))
+        if args.bf16 and args.device.type == "cpu":
+            attend_in_fp32(model)
         self.max_bad_steps = max_bad_steps
         self._running = torch.zeros(len(_RUNNING), device=args.device)
         self._batches = torch.zeros(len(_RUNNING), device=args.device)
@@ -549,6 +553,11 @@ def optimizer_for(model: nn.Module, args: TrainingArguments) -> torch.optim.Opti
         betas=(args.adam_beta1, args.adam_beta2),
         fused=True,
     )
+
+
+def precision(args: TrainingArguments) -> torch.dtype:
+    """The format of the arithmetic."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 
 def training_arguments(settings: RunSettings, stage: int, output_dir: Path) -> TrainingArguments:

@@ -38,6 +38,7 @@ from embervlm.model.weights import (
 from embervlm.preflight import align_embeddings, check_fleet_length, check_labels, check_positions, check_robots
 from embervlm.prompts import robot_description
 from embervlm.tokens import load_tokenizer
+from embervlm.training.allocator import keep_freed_memory
 from embervlm.training.arguments import RunSettings
 from embervlm.training.checkpoints import (
     KEPT,
@@ -114,6 +115,8 @@ def run(settings: RunSettings) -> Path:
     run = Run(settings, fleet, {stage: _load_data(settings, fleet, stage) for stage in settings.stages})
     # From here on there is a process group.
     arguments = training_arguments(settings, settings.stages[0], settings.stage_dir(settings.stages[0]))
+    if arguments.device.type == "cpu":
+        keep_freed_memory()
     _say_where_this_runs(settings, arguments)
     folder = source or _write_start(run, arguments)
     if arguments.distributed_state.is_main_process:
