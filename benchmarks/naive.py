@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from embervlm.data.collate import Example, hash_tasks
+from embervlm.data.collate import Example
 from embervlm.fleet import Fleet
 from embervlm.model.modeling_embervlm import FleetState, matching_loss
 from embervlm.prompts import IGNORED, robot_description, task_pieces
 from embervlm.tokens import CONTROL_IDS, END_OF_TEXT_ID, IMAGE, ROBOT_SELECTION, encode_text
-from embervlm.words import hashed_words, padded
 
 #: Tokens that every text is padded to, the picture's not counted: in stages 1 and 2, and in stage 3, where the fleet's
 #: text is part of it.
@@ -68,12 +67,8 @@ def batch_of(
     }
     if fleet is None:
         return batch
-    hashes, weights = padded([hashed_words(robot_description(robot)) for robot in fleet])
     return batch | {
         "robot_ends": torch.tensor([len(description) for description in prefix]).cumsum(0) - 1,
-        "fleet_hashes": torch.from_numpy(hashes),
-        "fleet_weights": torch.from_numpy(weights),
-        **hash_tasks([example.hashed_task or {} for example in examples]),
         "selection_index": len(before) + torch.tensor([example.selection_index for example in examples]),
         "task_index": len(before) + torch.tensor([example.task_index for example in examples]),
         "task_words": _words([example.task_words for example in examples]),
@@ -101,16 +96,12 @@ def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
         total = total + matching_loss(pictures, words, embedding(words.clamp(min=0)))
     if "robot_ends" in batch:
         rows = torch.arange(len(states))
-        words = head.word_vectors(batch["task_hashes"], batch["task_weights"])
-        described = head.word_vectors(batch["fleet_hashes"], batch["fleet_weights"])
         for row in rows:
-            fleet = FleetState(states[row, batch["robot_ends"]], described, [], [])
-            at = states[row, batch["selection_index"][row]][None]
-            for leading, going in head.parts(at, words[row][None], fleet):
-                total = total + F.cross_entropy(leading.float(), batch["leader_labels"][row][None]) / len(rows)
-                total = total + F.binary_cross_entropy_with_logits(
-                    going.float(), batch["member_labels"][row][None]
-                ) / len(rows)
+            fleet = FleetState(states[row, batch["robot_ends"]], [], [])
+            leading, going = head.match_state(states[row, batch["selection_index"][row]][None], fleet)
+            leader = F.cross_entropy(leading.float(), batch["leader_labels"][row][None])
+            members = F.binary_cross_entropy_with_logits(going.float(), batch["member_labels"][row][None])
+            total = total + (leader + members) / len(rows)
         words = batch["task_words"]
         total = total + matching_loss(states[rows, batch["task_index"]], words, embedding(words.clamp(min=0)))
     return total
@@ -144,11 +135,7 @@ def select(model: Any, processor: Any, fleet: Fleet, task: str, picture: Any) ->
     pixels = torch.from_numpy(processor.image_processor.pixels(decode_image(picture)))[None]
     states = run(model, ids, pixels)
     model.language_model.lm_head(states)
-    described = [hashed_words(robot_description(robot)) for robot in fleet]
-    hashes, weights = (torch.from_numpy(array) for array in padded(described))
-    words = hash_tasks([hashed_words(task)])
-    state = FleetState(states[0, ends], model.robot_head.word_vectors(hashes, weights), [], [])
-    leading, _ = model.robot_head(states[:, -1], model.robot_head.word_vectors(*words.values()), state)
+    leading, _ = model.robot_head.match_state(states[:, -1], FleetState(states[0, ends], [], []))
     return fleet.names[int(leading.argmax())]
 
 

@@ -133,7 +133,6 @@ def made_examples(count: int, tokens: int, processor: Any, fleet: Fleet | None) 
                 image_words=tuple(text[:8]),
                 task_index=half - 1,
                 task_words=tuple(text[8:16]),
-                hashed_task={place: 1.0 for place in text[:12]},
                 selection_index=half,
                 leader=leads,
                 members=leads,

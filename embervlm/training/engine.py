@@ -128,8 +128,8 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self._watchdog = Watchdog(args.ddp_timeout)
         self._stopped_by = 0
         self._goes_on: TrainingState | None = None
-        # What a forward pass changes, such as BatchNorm's means: as it was before the step that runs.
-        self._statistics = list(model.buffers())
+        # What a forward pass changes, BatchNorm's means: as it was before the step that runs.
+        self._statistics = [] if "vision" in frozen else list(model.vision.buffers())
         self._kept_statistics: list[Tensor] = []
         self._order: EpochSampler | None = None
         named = Path(args.output_dir) / QUARANTINE_FILE
