@@ -175,9 +175,7 @@ def _index_verdicts(stages: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
                 verdict(f"stage {stage}: MiB above the interpreter", ours["anonymous_mib"], "<=", MAX_INDEX_MIB)
             )
         if reopened:
-            verdicts.append(
-                verdict(f"stage {stage}: seconds to reopen", reopened["seconds"], "<=", MAX_REOPEN_SECONDS)
-            )
+            verdicts.append(verdict(f"stage {stage}: seconds to reopen", reopened["seconds"], "<=", MAX_REOPEN_SECONDS))
         if plain and ours:
             verdicts.append(
                 verdict(f"stage {stage}: times as fast", plain["seconds"] / ours["seconds"], ">=", LEAST_SPEEDUP)

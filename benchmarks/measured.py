@@ -134,7 +134,9 @@ def proportional(pids: Sequence[int]) -> tuple[int, int]:
     return sum(each.get("Pss", 0) for each in rolled), sum(each.get("Pss_Anon", 0) for each in rolled)
 
 
-def worker(program: str, task: str, settings: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Watched:
+def worker(
+    program: str, task: str, settings: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> Watched:
     """Run a task of a program beside this file in a process of its own, on the package of this checkout.
 
     Raises:

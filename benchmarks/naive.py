@@ -7,7 +7,7 @@ optimizer goes parameter by parameter, and nothing is kept from one batch or que
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from embervlm.data.collate import Example
-from embervlm.fleet import Fleet
+from embervlm.data.images import decode_image
+from embervlm.fleet import Fleet, Robot
 from embervlm.model.modeling_embervlm import FleetState, matching_loss
-from embervlm.prompts import IGNORED, robot_description, task_pieces
+from embervlm.prompts import IGNORED, encode, robot_description, task_pieces
 from embervlm.tokens import CONTROL_IDS, END_OF_TEXT_ID, IMAGE, ROBOT_SELECTION, encode_text
 
 #: Tokens that every text is padded to, the picture's not counted: in stages 1 and 2, and in stage 3, where the fleet's
@@ -85,15 +86,15 @@ def _words(rows: Sequence[tuple[int, ...]]) -> Tensor:
 def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """The model's training loss of a batch of :func:`batch_of`, in plain code."""
     head = model.robot_head
-    states = run(model, batch["input_ids"], batch.get("pixel_values"), batch["attention_mask"])
+    features = model.projector(model.vision(batch["pixel_values"]))
+    states = run(model, batch["input_ids"], features, batch["attention_mask"])
     logits = model.language_model.lm_head(states)  # (batch, tokens, vocabulary)
     following = batch["labels"][:, 1:].flatten()
     total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), following, ignore_index=IGNORED)
     embedding = model.get_input_embeddings()
     if (batch["image_words"] != IGNORED).any():
-        pictures = model.projector(model.vision(batch["pixel_values"])).mean(1)
         words = batch["image_words"]
-        total = total + matching_loss(pictures, words, embedding(words.clamp(min=0)))
+        total = total + matching_loss(features.mean(1), words, embedding(words.clamp(min=0)))
     if "robot_ends" in batch:
         rows = torch.arange(len(states))
         for row in rows:
@@ -107,13 +108,11 @@ def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return total
 
 
-def run(model: Any, input_ids: Tensor, pixel_values: Tensor | None, attention_mask: Tensor | None = None) -> Tensor:
+def run(model: Any, input_ids: Tensor, features: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """The language model's states at every place, (batch, tokens, width)."""
     embedded = model.get_input_embeddings()(input_ids)
-    if pixel_values is not None:
-        features = model.projector(model.vision(pixel_values))
-        places = input_ids == CONTROL_IDS[IMAGE]
-        embedded = embedded.masked_scatter(places[..., None], features.to(embedded.dtype))
+    places = input_ids == CONTROL_IDS[IMAGE]
+    embedded = embedded.masked_scatter(places[..., None], features.to(embedded.dtype))
     states: Tensor = model.language_model.transformer(
         inputs_embeds=embedded, attention_mask=attention_mask, use_cache=False
     ).last_hidden_state
@@ -129,11 +128,9 @@ def optimizer(model: nn.Module) -> torch.optim.Optimizer:
 @torch.no_grad()
 def select(model: Any, processor: Any, fleet: Fleet, task: str, picture: Any) -> str:
     """The robot that leads, from one pass over the fleet's text, the picture and the task, with all logits."""
-    from embervlm.data.images import decode_image
-
     ids, ends = prompt(processor, fleet, task)
     pixels = torch.from_numpy(processor.image_processor.pixels(decode_image(picture)))[None]
-    states = run(model, ids, pixels)
+    states = run(model, ids, model.projector(model.vision(pixels)))
     model.language_model.lm_head(states)
     leading, _ = model.robot_head.match_state(states[:, -1], FleetState(states[0, ends], [], []))
     return fleet.names[int(leading.argmax())]
@@ -142,8 +139,6 @@ def select(model: Any, processor: Any, fleet: Fleet, task: str, picture: Any) ->
 @torch.no_grad()
 def generate(model: Any, processor: Any, fleet: Fleet, task: str, picture: Any, tokens: int) -> list[int]:
     """So many tokens after the prompt, the likeliest each time, with the library's own key-value cache."""
-    from embervlm.data.images import decode_image
-
     ids, _ = prompt(processor, fleet, task)
     pixels = torch.from_numpy(processor.image_processor.pixels(decode_image(picture)))[None]
     written = model.generate(
@@ -159,10 +154,8 @@ def generate(model: Any, processor: Any, fleet: Fleet, task: str, picture: Any, 
     return new
 
 
-def prompt(processor: Any, fleet: Fleet, task: str) -> tuple[Tensor, Tensor]:
+def prompt(processor: Any, fleet: Iterable[Robot], task: str) -> tuple[Tensor, Tensor]:
     """A prompt with the fleet's text in it, (1, tokens), and where each description ends, (robots,)."""
-    from embervlm.prompts import encode
-
     descriptions = [encode_text(processor.tokenizer, f"{robot_description(robot)}\n") for robot in fleet]
     asked = encode(task_pieces(task, has_image=True), processor.tokenizer, processor.image_tokens).input_ids
     ids = [*(token for text in descriptions for token in text), *asked, CONTROL_IDS[ROBOT_SELECTION]]

@@ -68,7 +68,7 @@ def step(settings: dict[str, Any]) -> dict[str, Any]:
     ours = settings["way"] == "ours"
     if ours:
         keep_freed_memory()
-    stage, precision = settings["stage"], settings["precision"]
+    precision = settings["precision"]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = EmberVLMForConditionalGeneration(preset_config(settings["preset"]))
     # As with released weights, which stage 1 leaves as they are.

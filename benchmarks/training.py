@@ -85,7 +85,9 @@ def _verdicts(stage: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         )
     if large is not None and stage < 3:
         made.append(
-            verdict(f"stage {stage}: share of peak, batch {LARGE_BATCH}", large["share_of_peak"], ">=", LEAST_SHARE_OF_PEAK)
+            verdict(
+                f"stage {stage}: share of peak, batch {LARGE_BATCH}", large["share_of_peak"], ">=", LEAST_SHARE_OF_PEAK
+            )
         )
     return made
 
@@ -126,7 +128,9 @@ def _tables(found: dict[str, Any]) -> list[Any]:
     profiled = [row for row in found["rows"] if row["profile"] and row["precision"] == "bf16"]
     kinds = list(dict.fromkeys(kind for row in profiled for kind in row["profile"]))
     where = table(
-        "Where a step's time goes, bf16", "what", *(f"stage {row['stage']}, batch {row['batch_size']}" for row in profiled)
+        "Where a step's time goes, bf16",
+        "what",
+        *(f"stage {row['stage']}, batch {row['batch_size']}" for row in profiled),
     )
     for kind in kinds:
         where.add_row(kind, *(f"{row['profile'].get(kind, 0):.0%}" for row in profiled))

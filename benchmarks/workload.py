@@ -1,7 +1,7 @@
-"""What the training benchmarks train on: made samples of the official lengths, as the project's own data sets hold them.
+"""What the benchmarks train on and ask: made samples of the official lengths, as the project's data sets hold them.
 
-Texts are those of ``official_files.py`` and of the task collection, pictures those of ``official_files.py``; all of it is
-a function of the numbers given.
+Texts are those of ``official_files.py`` and of the task collection, pictures those of ``official_files.py``; all of it
+is a function of the numbers given.
 """
 
 from __future__ import annotations
