@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from measured import HERE, machine, out_flags, say, show, table
 

@@ -7,7 +7,6 @@ one after another. Run as ``python benchmarks/data.py``; results are a table and
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
