@@ -22,7 +22,7 @@ import workload
 from measured import peak_flops
 from torch import nn
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import TrainerCallback, set_seed
 
 from embervlm.data.collate import Collator
@@ -164,28 +164,20 @@ def _train_plainly(model: Any, processor: Any, fleet: Fleet, given: Any, setting
 def _count(model: Any, batch: dict[str, Any], dtype: torch.dtype, *, plainly: bool) -> float:
     """Floating point operations of one step's forward and backward pass, an addition and a product counted as two."""
     aten = torch.ops.aten
-    attention = {
-        aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+    # The counter knows the attention of GPUs alone.
+    mapping = {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
+            *shapes[:4]
+        ),
     }
     model.train()
-    mapping = {name: _of_shapes(count) for name, count in attention.items()}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = naive.loss(model, batch) if plainly else model(**batch).loss
         loss.backward()
     model.zero_grad()
     return float(counter.get_total_flops())
-
-
-def _of_shapes(count: Any) -> Any:
-    """A formula for the attention's operations as the counter calls it, whatever follows the first arguments."""
-
-    def counted(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        needed = 4 if count is sdpa_backward_flop else 3
-        return int(count(*shapes[:needed], out_shape=out_shape))
-
-    return counted
 
 
 class _Length:

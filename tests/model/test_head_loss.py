@@ -44,7 +44,7 @@ def test_under_autocast_it_is_as_near_as_cross_entropy(small_chunks: None) -> No
     with torch.autocast("cpu", torch.bfloat16):
         plain, ours = F.cross_entropy(F.linear(states, weight).float(), targets), head_loss(states, weight, targets)
     assert ours.dtype == torch.float32
-    assert float(ours) == pytest.approx(float(plain), rel=1e-5)
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-5)
     for name, found, usual, wanted in zip(
         ("states", "weight"),
         torch.autograd.grad(ours, (states, weight)),
@@ -60,7 +60,7 @@ def test_no_place_at_all_gives_gradients_of_nothing() -> None:
     states, weight, targets = drawn(0)
     loss = head_loss(states, weight, targets)
     loss.backward()
-    assert float(loss) == 0
+    assert loss.item() == 0
     assert weight.grad is not None and weight.grad.shape == weight.shape and not weight.grad.any()
 
 
