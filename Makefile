@@ -8,7 +8,7 @@ DEMO := demo
 # The model in the box and how it was measured: see docs/results.md.
 SPARK := build/spark
 
-.PHONY: help setup demo spark test test-serve reliability lint types unit clean
+.PHONY: help setup demo spark bench test test-serve reliability lint types unit clean
 
 help:
 	@echo "make setup  install into .venv"
@@ -17,6 +17,7 @@ help:
 	@echo "make test   lint, types and tests"
 	@echo "make reliability  runs that are killed, stopped and damaged, held against those that are not (at most 20 minutes)"
 	@echo "make test-serve  the server's long checks: every operation fuzzed, load, hostile pictures, the page in a browser"
+	@echo "make bench  speed and memory of training, selection, generation, start-up and data, against a plain reference (a quarter of an hour)"
 	@echo "make clean  remove what these made"
 
 setup: $(VENV)/installed
@@ -79,6 +80,10 @@ reliability: setup
 test-serve: setup
 	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable ".[test-serve]"
 	$(BIN)/pytest tests/serving_full
+
+# On a machine that does nothing else. Tables and JSON stay in build/bench; docs/performance.md says how to read them.
+bench: setup
+	$(BIN)/python benchmarks/bench.py --out build/bench
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -217,7 +217,7 @@ def finish(found: dict[str, Any], tables: Sequence[Any], path: Path | None) -> i
     Args:
         found: with ``machine`` and, where something was held against a bound, ``verdicts``.
         tables: of :func:`table`.
-        path: of the JSON file.
+        path: of the JSON file; the tables lie beside it as Markdown.
     """
     here = found["machine"]
     here["load_after"] = round(os.getloadavg()[0], 2)
@@ -235,7 +235,17 @@ def finish(found: dict[str, Any], tables: Sequence[Any], path: Path | None) -> i
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        text = "\n\n".join([*(f"{each.title}\n\n{markdown(each)}" for each in tables), "\n".join(lines)])
+        path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     return 0
+
+
+def markdown(table: Any) -> str:
+    """A table of :func:`table` as the documentation has it."""
+    rows = zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True)
+    sides = ("---" if column.justify == "left" else "---:" for column in table.columns)
+    heads = (str(column.header) for column in table.columns)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, sides, *rows))
 
 
 def out_flags(parser: argparse.ArgumentParser) -> None:

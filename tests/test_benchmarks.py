@@ -163,3 +163,45 @@ def test_photos_have_the_size_and_the_bytes_of_photographs(official_files: Any, 
     photos = sorted((tmp_path / "coco/train2017").iterdir())
     assert [decode_image(photo).size for photo in photos] == [(640, 480)] * 3
     assert len({photo.read_bytes() for photo in photos}) == 3
+
+
+def test_each_stage_has_batches_of_both_ways(official_files: Any, tmp_path: Path) -> None:
+    naive, workload = (importlib.import_module(name) for name in ("naive", "workload"))
+    from embervlm.fleet import Fleet
+    from embervlm.model import EmberVLMProcessor, preset_config
+
+    with pytest.MonkeyPatch.context() as patch:
+        # What it asks of training for the sake of equal work must not reach other tests.
+        for module in (workload.collate, workload.robot_fleets):
+            for name in [name for name in vars(module) if name.endswith(("_SHARE", "_DROPOUT"))]:
+                patch.setattr(module, name, getattr(module, name))
+        processor = EmberVLMProcessor.for_config(preset_config("spark"))
+        pictures = workload.write_pictures(tmp_path, 2)
+        for stage in (1, 2, 3):
+            samples = workload.stage_samples(stage, 4, pictures)
+            dataset = workload.stage_dataset(stage, samples, processor)
+            (first, second) = workload.examples(dataset, 2, 2)
+            fleet = Fleet.default() if stage == 3 else None
+            batch = naive.batch_of(first, processor.tokenizer, fleet, processor.image_tokens)
+            assert batch["input_ids"].shape == (2, processor.image_tokens + (960 if stage == 3 else 512))
+            assert batch["pixel_values"].shape[0] == len(second) == 2
+            # The same places are supervised as in the package's own batches.
+            assert (batch["labels"] != -100).sum() == sum(each.encoded.supervised_tokens for each in first)
+
+
+def test_a_table_becomes_markdown(official_files: Any) -> None:
+    measured = importlib.import_module("measured")
+    table = measured.table("Title", "what", "ms")
+    table.add_row("a step", "3.5")
+    assert measured.markdown(table).splitlines() == ["| what | ms |", "| --- | ---: |", "| a step | 3.5 |"]
+    assert measured.line([1, 2, 3], [5.0, 7.0, 9.0]) == pytest.approx((3.0, 2.0))
+    assert measured.spread([4.0, 1.0, 2.0, 3.0])["median"] == 2.5
+
+
+def test_the_reckoning_of_a_ring(official_files: Any) -> None:
+    scaling = importlib.import_module("scaling")
+    slow, fast = (row for row in scaling.reckon(1, 8e9, 30_000_000) if row["samples"] == 32)
+    # 120 MB twice but for a sixty-fourth, at 25 and at 100 Gbit/s.
+    assert slow["sending_ms"] == pytest.approx(2 * 63 / 64 * 120e6 / 3.125e9 * 1000)
+    assert fast["sending_ms"] == pytest.approx(slow["sending_ms"] / 4)
+    assert slow["efficiency"] < fast["efficiency"] < 1 and slow["accumulation"] > fast["accumulation"] > 1
