@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,18 @@ COUNTS = {
 
 
 @pytest.fixture(scope="module")
-def official_files() -> Any:
+def benchmark() -> Iterator[Callable[[str], Any]]:
+    """A function that imports one of the benchmarks' files by name."""
     if not BENCHMARKS.is_dir():
         pytest.skip(f"the benchmarks are not part of an installed package: {BENCHMARKS}")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        return importlib.import_module("official_files")
+        yield importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def official_files(benchmark: Callable[[str], Any]) -> Any:
+    return benchmark("official_files")
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +172,8 @@ def test_photos_have_the_size_and_the_bytes_of_photographs(official_files: Any, 
     assert len({photo.read_bytes() for photo in photos}) == 3
 
 
-def test_each_stage_has_batches_of_both_ways(official_files: Any, tmp_path: Path) -> None:
-    naive, workload = (importlib.import_module(name) for name in ("naive", "workload"))
+def test_each_stage_has_batches_of_both_ways(benchmark: Callable[[str], Any], tmp_path: Path) -> None:
+    naive, workload = benchmark("naive"), benchmark("workload")
     from embervlm.fleet import Fleet
     from embervlm.model import EmberVLMProcessor, preset_config
 
@@ -189,8 +196,8 @@ def test_each_stage_has_batches_of_both_ways(official_files: Any, tmp_path: Path
             assert (batch["labels"] != -100).sum() == sum(each.encoded.supervised_tokens for each in first)
 
 
-def test_a_table_becomes_markdown(official_files: Any) -> None:
-    measured = importlib.import_module("measured")
+def test_a_table_becomes_markdown(benchmark: Callable[[str], Any]) -> None:
+    measured = benchmark("measured")
     table = measured.table("Title", "what", "ms")
     table.add_row("a step", "3.5")
     assert measured.markdown(table).splitlines() == ["| what | ms |", "| --- | ---: |", "| a step | 3.5 |"]
@@ -198,8 +205,8 @@ def test_a_table_becomes_markdown(official_files: Any) -> None:
     assert measured.spread([4.0, 1.0, 2.0, 3.0])["median"] == 2.5
 
 
-def test_the_reckoning_of_a_ring(official_files: Any) -> None:
-    scaling = importlib.import_module("scaling")
+def test_the_reckoning_of_a_ring(benchmark: Callable[[str], Any]) -> None:
+    scaling = benchmark("scaling")
     slow, fast = (row for row in scaling.reckon(1, 8e9, 30_000_000) if row["samples"] == 32)
     # 120 MB twice but for a sixty-fourth, at 25 and at 100 Gbit/s.
     assert slow["sending_ms"] == pytest.approx(2 * 63 / 64 * 120e6 / 3.125e9 * 1000)
