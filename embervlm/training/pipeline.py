@@ -241,6 +241,7 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
         fleet=run.fleet if stage == 3 else None,
         max_bad_share=settings.max_bad_share,
         max_bad_steps=settings.max_bad_steps,
+        words_are_known=settings.teacher is not None and not model.config.language_pretrained,
     )
     if is_main:
         _say_what_trains(trainer, model, run.data[stage].train, validation)
@@ -280,6 +281,9 @@ def _learn_from_teacher(run: Run, teacher: str, model: Any, processor: Any, argu
     cache, studied = output / TAUGHT_FILE, output / STUDIED_FOLDER
 
     def learn(lessons: Lessons) -> None:
+        # What a few captions leave of a language model from nothing is worse to study with than its start.
+        if not model.config.language_pretrained and is_complete(start := run.settings.output_dir / "start"):
+            model.language_model.load_state_dict(load_model(start).language_model.state_dict())
         study(model, processor.tokenizer, lessons, run.fleet, arguments)
         save_folder(studied, model, processor, run.fleet)
 
