@@ -8,7 +8,7 @@ DEMO := demo
 # The model in the box and how it was measured: see docs/results.md.
 SPARK := build/spark
 
-.PHONY: help setup demo spark test test-serve reliability lint types unit clean
+.PHONY: help setup demo spark test test-serve reliability fuzz lint types unit clean
 
 help:
 	@echo "make setup  install into .venv"
@@ -16,6 +16,7 @@ help:
 	@echo "make spark  train the model in the box from committed data (about an hour on two cores) into $(SPARK)"
 	@echo "make test   lint, types and tests"
 	@echo "make reliability  runs that are killed, stopped and damaged, held against those that are not (at most 20 minutes)"
+	@echo "make fuzz   strangers' pictures, fleets, JSON, questions and folders, made by a fuzzer (10 minutes each)"
 	@echo "make test-serve  the server's long checks: every operation fuzzed, load, hostile pictures, the page in a browser"
 	@echo "make clean  remove what these made"
 
@@ -74,6 +75,10 @@ unit: setup
 # Each test's figures are in docs/reliability.md.
 reliability: setup
 	$(BIN)/pytest tests/reliability
+
+# The short run of it is part of `make test`.
+fuzz: setup
+	FUZZ_SECONDS=600 $(BIN)/pytest -s tests/fuzz
 
 # Needs Chromium (Debian: apt-get install chromium) and npm for the accessibility scan; what is missing is skipped and said.
 test-serve: setup

@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from embervlm import selection
 from embervlm.data.images import ImageError
 from embervlm.fleet import Fleet, Robot
 from embervlm.model import EmberVLMProcessor
@@ -557,6 +558,14 @@ def test_task_lines(tmp_path: Path) -> None:
     # Within a text, what Unicode also counts as a line's end; between lines, as Windows ends them.
     file.write_bytes('{"task": "Look.\u2028Go."}\r\n{"task": "Sit."}\r\n'.encode())
     assert read_task_lines(file) == [("Look.\u2028Go.", None), ("Sit.", None)]
+
+
+def test_task_lines_are_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tasks.jsonl"
+    file.write_text('{"task": "Look."}\n' * 10)
+    monkeypatch.setattr(selection, "MAX_TASKS_BYTES", 100)
+    with pytest.raises(SelectionError, match=r"tasks\.jsonl: more than 100 bytes of tasks; split the file"):
+        read_task_lines(file)
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,21 @@ from urllib.request import getproxies
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers import AutoModelForCausalLM
 
 from embervlm.fleet import FLEET_FILE, Fleet
-from embervlm.model.compact import CompactError, is_compact, one_line, read_compact, write_compact
+from embervlm.model.compact import (
+    WEIGHTS_FILE,
+    CompactError,
+    is_compact,
+    one_line,
+    read_compact,
+    tied,
+    without_weights,
+    write_compact,
+)
 from embervlm.model.configuration_embervlm import (
     PRETRAINED_LANGUAGE_MODEL,
     PRETRAINED_VISION,
@@ -49,7 +58,21 @@ CARD_FILE = "README.md"
 _TAKEN_OVER = ("calibration.json", "metrics.json", CARD_FILE)
 #: What the names of folders end with that are not finished, and of those that one is about to replace.
 UNFINISHED = (".partial", ".replaced")
-_HUB_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
+#: Of a JSON file of a model folder, read before anything vouches for the folder.
+MAX_JSON_BYTES = 32 * 1024**2
+#: What transformers raises on folders and configurations that are not what they should be.
+_HUB_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 class WeightsError(ValueError):
@@ -135,18 +158,40 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
     if is_compact(folder):
         return _load_compact(folder)
     try:
-        model, info = EmberVLMForConditionalGeneration.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
+        _check_shapes(folder)
+        return EmberVLMForConditionalGeneration.from_pretrained(folder, local_files_only=True)
+    except CompactError as error:
+        raise WeightsError(f"{folder}: {error}") from None
     except _HUB_ERRORS as error:
+        if isinstance(error, WeightsError):
+            raise
         raise WeightsError(f"{folder}: cannot load the weights ({one_line(error)})") from None
-    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    if missing or unexpected:
+
+
+def _check_shapes(folder: Path) -> None:
+    """Hold the weights against the configuration by names and shapes, so that no memory is taken for what is not there.
+
+    Raises:
+        CompactError: the configuration describes no model.
+        WeightsError: the weights are another model's.
+        OSError, SafetensorError: they cannot be read.
+    """
+    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    model = without_weights(folder, len(found))
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = sorted(expected.keys() - found.keys() - tied(model.config))
+    other = [
+        f"{name} is {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    unexpected = sorted(found.keys() - expected.keys())
+    if missing or other or unexpected:
         raise WeightsError(
-            f"{folder}: the weights do not fit the configuration "
-            f"({len(missing)} missing: {missing[:3]}, {len(unexpected)} not known: {unexpected[:3]})"
+            f"{folder}: the weights do not fit the configuration ({len(missing)} missing: {missing[:3]}, "
+            f"{len(other)} of another shape: {other[:2]}, {len(unexpected)} not known: {unexpected[:3]!s:.200})"
         )
-    return model
 
 
 def check_model_folder(folder: str | os.PathLike[str]) -> None:
@@ -166,27 +211,30 @@ def load_source_tokenizer(folder: str | os.PathLike[str]) -> Any:
     if not (Path(folder) / "tokenizer.json").is_file() and not (Path(folder) / "vocab.json").is_file():
         return None
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except _HUB_ERRORS as error:
         raise WeightsError(f"{folder}: cannot read its tokenizer ({one_line(error)})") from None
 
 
 def load_processor(folder: str | os.PathLike[str]) -> Any:
-    """The processor of one of our folders; the package's own for the configuration where the weights are compact.
+    """The processor of one of our folders: that of its configuration, with the folder's tokenizer.
+
+    Where the weights are compact, the tokenizer is the package's own. What else a folder says of its processor is for
+    programs that go by transformers alone, and not read here.
 
     Raises:
         WeightsError: it cannot be read, or its tokenizer is not the expected one.
     """
+    _read_config(Path(folder))
     try:
-        if is_compact(Path(folder)):
-            return EmberVLMProcessor.for_config(EmberVLMConfig.from_pretrained(str(folder), local_files_only=True))
-        processor = AutoProcessor.from_pretrained(str(folder), local_files_only=True)
-        processor.tokenizer = load_tokenizer(folder, max_length=processor.tokenizer.model_max_length)
+        config = EmberVLMConfig.from_pretrained(str(folder), local_files_only=True)
+        positions = config.text_config.max_position_embeddings
+        tokenizer = None if is_compact(Path(folder)) else load_tokenizer(folder, max_length=positions)
+        return EmberVLMProcessor.for_config(config, tokenizer)
     except TokenizerError as error:
         raise WeightsError(str(error)) from None
     except _HUB_ERRORS as error:
         raise WeightsError(f"{folder}: cannot read the processor ({one_line(error)})") from None
-    return processor
 
 
 def load_fleet(folder: str | os.PathLike[str]) -> Fleet:
@@ -321,7 +369,7 @@ def verify_folder(folder: str | os.PathLike[str], *, exact: bool = False) -> Non
             raise WeightsError(f"{folder}: has no {MANIFEST}, so was not written to its end")
         return
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json_file(folder / MANIFEST)["files"]
         for name, entry in files.items():
             path = folder / name
             if not path.resolve().is_relative_to(folder.resolve()):
@@ -335,10 +383,29 @@ def verify_folder(folder: str | os.PathLike[str], *, exact: bool = False) -> Non
             raise WeightsError(
                 f"{folder}: {extra[0]} is not in its manifest, as {len(extra)} of its files. Cure: remove them"
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{folder}: its manifest cannot be read ({one_line(error)})") from None
+
+
+def read_json_file(path: Path) -> Any:
+    """What a JSON file of a model folder or checkpoint holds, which nobody has vouched for yet.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no file, too large, not UTF-8, not JSON, or nested too deeply.
+    """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError("expected a file, found something that is none")
+    with path.open("rb") as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} has more than {MAX_JSON_BYTES:,} bytes; at most so many are read")
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError(f"{path.name}: lists or objects are nested too deeply") from None
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -391,7 +458,7 @@ def _pick(asked: str | None, preset_default: str) -> tuple[str | None, bool]:
 def _load_language_model(source: str, optional: bool) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, local_files_only=Path(source).is_dir() or _hub_out_of_reach()
+            source, local_files_only=Path(source).is_dir() or _hub_out_of_reach(), trust_remote_code=False
         )
     except _HUB_ERRORS as error:
         if optional:
@@ -450,8 +517,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise WeightsError(f"{folder}: no such model folder")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = read_json_file(folder / "config.json")
+    except (OSError, ValueError) as error:
         raise WeightsError(f"{folder}: no readable config.json, so not a model folder ({one_line(error)})") from None
     if not isinstance(config, dict):
         raise WeightsError(f"{folder}: config.json is no JSON object, so not a model folder")

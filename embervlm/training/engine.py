@@ -126,7 +126,9 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self._signals = StopSignals()
         self._watchdog = Watchdog(args.ddp_timeout)
         self._stopped_by = 0
+        # Of the checkpoint that is gone on from, until it is taken over: all, and all processes' random numbers.
         self._goes_on: TrainingState | None = None
+        self._random: dict[str, Tensor] = {}
         # What a forward pass changes, such as BatchNorm's means: as it was before the step that runs.
         self._statistics = list(model.buffers())
         self._kept_statistics: list[Tensor] = []
@@ -444,12 +446,12 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self._bad_in_a_row = int(state.numbers["bad_in_a_row"])
         for split, (failed, drawn) in zip(self._quarantine.values(), share("drawn").tolist(), strict=True):
             split.failed, split.drawn = int(failed), int(drawn)
-        self._goes_on = None
+        self._goes_on, self._random = None, state.processes
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        rows = read_state(Path(checkpoint)).processes
+        rows, self._random = self._random, {}
         try:
             # What is drawn in training goes by seed and place; with other processes than before the rest starts alike.
             own = self.args.process_index % len(rows["loss"])
