@@ -53,6 +53,7 @@ from embervlm.training.checkpoints import (
     verify_checkpoint,
 )
 from embervlm.training.engine import StageTrainer, training_arguments
+from embervlm.training.report import stage_record, write_training_report
 from embervlm.training.stage1_align import Stage1Trainer
 from embervlm.training.stage2_instruct import Stage2Trainer
 from embervlm.training.stage3_robots import Stage3Trainer
@@ -76,12 +77,13 @@ class StageData:
     """The samples of one stage: sequences of ``Sample`` or, in stage 3, of ``RobotSample``; ``train`` may be shards.
 
     ``of_other_fleets`` are stage 3's tasks for validation whose robots are not the run's: they are measured apart, as
-    their fleets are put together by lot.
+    their fleets are put together by lot. ``report`` says what became of the records.
     """
 
     train: Any
     validation: Any
     of_other_fleets: Any = ()
+    report: Any = ()
 
 
 @dataclass
@@ -124,6 +126,7 @@ def run(settings: RunSettings) -> Path:
         folder = _finish(run, folder, arguments)
     arguments.distributed_state.wait_for_everyone()
     if arguments.distributed_state.is_main_process:
+        write_training_report(settings)
         logger.info("The trained model is in %s", folder)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -144,13 +147,14 @@ def _load_data(settings: RunSettings, fleet: Fleet, stage: int) -> StageData:
             [*robots.train, *others * (OTHER_FLEET_REPEATS - 1)],
             own,
             [sample for sample in robots.validation if sample.fleet is not None],
+            robots.report,
         )
     stage1_is_shards = settings.stage1_data is not None and names_shards(settings.stage1_data)
     if stage == 1 and stage1_is_shards:
         rank, ranks = _process()
         files = find(settings.data(1))
         catalogue = open_catalogue(files, cache_folder() / "shards", seed=settings.seed, rank=rank, ranks=ranks)
-        return StageData(catalogue, catalogue.validation_samples())
+        return StageData(catalogue, catalogue.validation_samples(), report=catalogue)
     # A conversation's pictures may stand with those of stage 1, as COCO's do.
     roots = [settings.stage1_data] if stage == 2 and settings.stage1_data and not stage1_is_shards else []
     number: Stage = 1 if stage == 1 else 2
@@ -164,7 +168,7 @@ def _load_data(settings: RunSettings, fleet: Fleet, stage: int) -> StageData:
         caps=settings.caps(stage),
         datasets=chosen or None,
     )
-    return StageData(loaded.train, loaded.validation)
+    return StageData(loaded.train, loaded.validation, report=loaded.report)
 
 
 def _process() -> tuple[int, int]:
@@ -265,7 +269,9 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
     if is_main:
         summary = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in metrics.items())
         logger.info("Stage %d: %s", stage, summary)
-        save_folder(result, model, processor, run.fleet, {"metrics.json": json.dumps(metrics, indent=2) + "\n"})
+        files = {"metrics.json": json.dumps(metrics, indent=2) + "\n"}
+        files |= stage_record(trainer, settings, run.data[stage].report, metrics)
+        save_folder(result, model, processor, run.fleet, files)
     arguments.distributed_state.wait_for_everyone()
     return result
 

@@ -80,6 +80,8 @@ def test_all_stages_run_in_order_and_end_in_a_complete_folder(trained: tuple[Pat
     metrics = json.loads((final / "metrics.json").read_text())
     assert [metrics[f"stage{stage}"]["steps"] for stage in (1, 2, 3)] == [3, 3, 3]
     assert {path.name for path in output.glob("stage3/*")} == {"checkpoint-2", "checkpoint-3", "final"}
+    report = (output / "report.html").read_text()
+    assert all(f"Losses of stage {stage}" in report for stage in (1, 2, 3)) and report.count("with 2 processes") == 3
 
 
 def test_the_result_selects_a_robot_for_a_real_photograph(trained: tuple[Path, str], shared: Path) -> None:
