@@ -560,6 +560,7 @@ def training_arguments(settings: RunSettings, stage: int, output_dir: Path) -> T
     on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(output_dir),
+        run_name=f"{settings.output_dir.resolve().name} stage {stage}",
         use_cpu=not on_gpu,
         ddp_backend=None if "WORLD_SIZE" not in os.environ else ("nccl" if on_gpu else "gloo"),
         ddp_find_unused_parameters=False,

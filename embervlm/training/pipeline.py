@@ -59,6 +59,7 @@ from embervlm.training.stage2_instruct import Stage2Trainer
 from embervlm.training.stage3_robots import Stage3Trainer
 from embervlm.training.study import study
 from embervlm.training.teacher import Lessons, taught_samples, teacher_folder, word_embeddings
+from embervlm.training.trackers import end_stage, prepare
 from embervlm.words import rarity
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ def run(settings: RunSettings) -> Path:
         check_model_folder(source)
     fleet = settings.load_fleet()
     run = Run(settings, fleet, {stage: _load_data(settings, fleet, stage) for stage in settings.stages})
+    prepare(settings)
     # From here on there is a process group.
     arguments = training_arguments(settings, settings.stages[0], settings.stage_dir(settings.stages[0]))
     _say_where_this_runs(settings, arguments)
@@ -266,6 +268,7 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
         metrics["validation_loss"] = trainer.evaluate()["eval_loss"]
     metrics["replaced_samples"] = trainer.report_replaced()
     run.metrics[f"stage{stage}"] = metrics
+    end_stage(settings)
     if is_main:
         summary = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in metrics.items())
         logger.info("Stage %d: %s", stage, summary)
