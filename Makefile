@@ -8,7 +8,7 @@ DEMO := demo
 # The model in the box and how it was measured: see docs/results.md.
 SPARK := build/spark
 
-.PHONY: help setup demo spark test test-serve reliability lint types unit clean
+.PHONY: help setup demo spark test test-serve reliability lint types unit docs clean
 
 help:
 	@echo "make setup  install into .venv"
@@ -17,6 +17,7 @@ help:
 	@echo "make test   lint, types and tests"
 	@echo "make reliability  runs that are killed, stopped and damaged, held against those that are not (at most 20 minutes)"
 	@echo "make test-serve  the server's long checks: every operation fuzzed, load, hostile pictures, the page in a browser"
+	@echo "make docs   the documentation as a site, in build/site"
 	@echo "make clean  remove what these made"
 
 setup: $(VENV)/installed
@@ -79,6 +80,10 @@ reliability: setup
 test-serve: setup
 	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable ".[test-serve]"
 	$(BIN)/pytest tests/serving_full
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/site/index.html"
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
