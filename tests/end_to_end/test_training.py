@@ -56,7 +56,7 @@ def trained(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return output, _run(_command(output, sample, "--stage", "all", "--max_steps", "3"))
 
 
-def test_all_stages_run_in_order_and_end_in_a_complete_folder(trained: tuple[Path, str]) -> None:
+def test_all_stages_run_in_order_and_end_in_a_complete_folder(trained: tuple[Path, str], sample: Path) -> None:
     output, log = trained
     titles = [
         "Stage 1: Visual-Language Alignment",
@@ -77,6 +77,10 @@ def test_all_stages_run_in_order_and_end_in_a_complete_folder(trained: tuple[Pat
         "metrics.json",
         "README.md",
     } <= set(listed)
+    # Ready for a hub: nothing in it says where it was trained.
+    for file in final.iterdir():
+        content = file.read_bytes()
+        assert not [path for path in (output, sample, REPOSITORY) if os.fsencode(path) in content], file.name
     metrics = json.loads((final / "metrics.json").read_text())
     assert [metrics[f"stage{stage}"]["steps"] for stage in (1, 2, 3)] == [3, 3, 3]
     assert {path.name for path in output.glob("stage3/*")} == {"checkpoint-2", "checkpoint-3", "final"}
