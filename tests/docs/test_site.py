@@ -43,7 +43,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_is_there(site: Path) -> None:
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
     built = {path.stem for path in site.glob("*.html")}
-    assert pages | {"collection", "collection-robots"} <= built
+    assert pages | {"collection", "collection-robots", "commands"} <= built
+    assert all(flag in (site / "commands.html").read_text() for flag in ("--stage1_data", "--coverage", "--slots"))
     assert 'href="collection.html"' in (site / "data.html").read_text()
     assert (site / "notebooks" / "first_steps.ipynb").is_file()
     reference = (site / "reference.html").read_text()
