@@ -97,7 +97,8 @@ def test_a_continuation_is_scored_by_its_mean_loss(model: Any, monkeypatch: pyte
     prompt = encode(chat_pieces([("What is it?", None)], True), processor.tokenizer, processor.image_tokens).input_ids
     answer = processor.tokenizer(" zebra crossing")["input_ids"]
     pixels = torch.from_numpy(processor.image_processor.pixels(PICTURE))[None]
-    logits = model.model(input_ids=torch.tensor([prompt + answer]), pixel_values=pixels).logits[0].log_softmax(-1)
+    with torch.inference_mode():
+        logits = model.model(input_ids=torch.tensor([prompt + answer]), pixel_values=pixels).logits[0].log_softmax(-1)
     expected = -sum(logits[len(prompt) - 1 + place, token] for place, token in enumerate(answer)) / len(answer)
     assert loss == pytest.approx(float(expected), rel=1e-4) and not is_greedy
 
