@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -73,6 +74,8 @@ _HUB_ERRORS = (
     SafetensorError,
     StrictDataclassError,
 )
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ("*.safetensors", "*.json", "*.yaml", "*.md", "*.jinja", "*.txt")
 
 
 class WeightsError(ValueError):
@@ -82,19 +85,36 @@ class WeightsError(ValueError):
 def model_folder(name: str | os.PathLike[str]) -> Path:
     """The folder that a model's name means: the text ``spark`` the model in the package, any other name that folder.
 
-    A folder called ``spark`` is ``./spark``, or any ``Path``.
+    A folder called ``spark`` is ``./spark``, or any ``Path``. A text of the form ``owner/name`` that is no folder here
+    is a name on the hub, whose files are downloaded to its library's cache, safetensors and text alone.
 
     Raises:
-        WeightsError: the model in the package is asked for, and this installation has none.
+        WeightsError: the model in the package is asked for, and this installation has none; or there is neither such a
+            folder nor such a name on the hub.
     """
     if name != BOX_MODEL:
-        return Path(name)
+        is_hub_name = isinstance(name, str) and _HUB_NAME.fullmatch(name) and not Path(name).exists()
+        return _from_hub(str(name)) if is_hub_name else Path(name)
     if not has_box_model():
         here = f" (the folder here is ./{BOX_MODEL})" if Path(BOX_MODEL).is_dir() else ""
         raise WeightsError(
             f"this installation carries no trained model; name the folder of one{here}, which embervlm train makes"
         )
     return _BOX / BOX_MODEL
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    out_of_reach = _hub_out_of_reach()
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES), local_files_only=out_of_reach))
+    except _HUB_ERRORS as error:
+        reason = "the hub is out of reach" if out_of_reach else one_line(error)
+        raise WeightsError(
+            f"{name}: no such model folder, nor can a model of this name be had from the hub ({reason}). "
+            "Cure: the folder of a trained model, or spark for the one in the package"
+        ) from None
 
 
 def has_box_model() -> bool:

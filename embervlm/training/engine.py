@@ -42,6 +42,7 @@ from embervlm.training.checkpoints import (
     set_random_state,
     write_state,
 )
+from embervlm.training.pace import Pace
 from embervlm.training.stopping import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -57,7 +58,7 @@ _BANNER = "=" * 60
 _LOSSES = ("language_loss", "image_loss", "task_loss", "leader_loss", "member_loss")
 _RUNNING = (*_LOSSES, "leader_accuracy")
 _NAMED_SAMPLES = 16
-_PARTS = ("vision", "projector", "language_model", "robot_head")
+PARTS = ("vision", "projector", "language_model", "robot_head")
 WEIGHT_DECAY = 0.05
 WARMUP_SHARE = 0.05
 #: How fast embeddings learn that know their words already, as a share of the learning rate.
@@ -105,8 +106,9 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         check_image_tokens(model, processing_class)
         check_prompt_version(model)
         frozen = self.frozen_parts(model)
-        for part in _PARTS:
+        for part in PARTS:
             getattr(model, part).requires_grad_(part not in frozen)
+        self.pace = Pace()
         super().__init__(
             model=model,
             args=args,
@@ -114,7 +116,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[_Progress(self.number), _Stop(self)],
+            callbacks=[_Progress(self.number), _Stop(self), self.pace],
             optimizers=(optimizer_for(model, args, words_are_known=words_are_known), None),
         )
         self.remove_callback(PrinterCallback)
@@ -391,6 +393,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
                     self.processing_class.save_pretrained(temporary)
                     write_state(temporary, self._training_state(processes), self.number)
                     self.state.save_to_json(str(temporary / "trainer_state.json"))
+                    self.pace.write(temporary)
                 rotate(folder.parent, step)
             except (OSError, CheckpointError, WeightsError) as error:
                 failure = error
@@ -418,6 +421,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         if checkpoint is None:
             return
         self._goes_on = read_state(Path(checkpoint))
+        self.pace.go_on(Path(checkpoint))
         try:
             self.optimizer.load_state_dict(self._goes_on.optimizer)
             self.lr_scheduler.load_state_dict(self._goes_on.scheduler)
@@ -574,6 +578,7 @@ def training_arguments(settings: RunSettings, stage: int, output_dir: Path) -> T
     on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(output_dir),
+        run_name=f"{settings.output_dir.resolve().name} stage {stage}",
         use_cpu=not on_gpu,
         ddp_backend=None if "WORLD_SIZE" not in os.environ else ("nccl" if on_gpu else "gloo"),
         ddp_find_unused_parameters=False,

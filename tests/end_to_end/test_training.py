@@ -61,7 +61,7 @@ def trained(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return output, _run(_command(output, sample, "--stage", "all", "--max_steps", "3"))
 
 
-def test_all_stages_run_in_order_and_end_in_a_complete_folder(trained: tuple[Path, str]) -> None:
+def test_all_stages_run_in_order_and_end_in_a_complete_folder(trained: tuple[Path, str], sample: Path) -> None:
     output, log = trained
     titles = [
         "Stage 1: Visual-Language Alignment",
@@ -82,9 +82,15 @@ def test_all_stages_run_in_order_and_end_in_a_complete_folder(trained: tuple[Pat
         "metrics.json",
         "README.md",
     } <= set(listed)
+    # Ready for a hub: nothing in it says where it was trained.
+    for file in final.iterdir():
+        content = file.read_bytes()
+        assert not [path for path in (output, sample, REPOSITORY) if os.fsencode(path) in content], file.name
     metrics = json.loads((final / "metrics.json").read_text())
     assert [metrics[f"stage{stage}"]["steps"] for stage in (1, 2, 3)] == [3, 3, 3]
     assert {path.name for path in output.glob("stage3/*")} == {"checkpoint-2", "checkpoint-3", "final"}
+    report = (output / "report.html").read_text()
+    assert all(f"Losses of stage {stage}" in report for stage in (1, 2, 3)) and report.count("with 2 processes") == 3
 
 
 def test_no_secret_is_written_and_no_local_path_handed_on(trained: tuple[Path, str], sample: Path) -> None:
