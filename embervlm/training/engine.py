@@ -25,6 +25,7 @@ from embervlm.data.quarantine import QUARANTINE_FILE, Quarantine
 from embervlm.data.sample import DataError, Split
 from embervlm.data.stream import StreamCollator, StreamedDataset, without_traceback
 from embervlm.fleet import Fleet
+from embervlm.model.attention import attend_in_fp32
 from embervlm.model.weights import WeightsError, complete_folder
 from embervlm.preflight import check_embeddings, check_image_tokens, check_prompt_version
 from embervlm.training.arguments import RunSettings
@@ -120,6 +121,9 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             optimizers=(optimizer_for(model, args, words_are_known=words_are_known), None),
         )
         self.remove_callback(PrinterCallback)
+        model.fuse_frozen_vision("vision" in frozen, precision(args))
+        if args.bf16 and args.device.type == "cpu":
+            attend_in_fp32(model)
         self.max_bad_steps = max_bad_steps
         self._running = torch.zeros(len(_RUNNING), device=args.device)
         self._batches = torch.zeros(len(_RUNNING), device=args.device)
@@ -131,8 +135,8 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         # Of the checkpoint that is gone on from, until it is taken over: all, and all processes' random numbers.
         self._goes_on: TrainingState | None = None
         self._random: dict[str, Tensor] = {}
-        # What a forward pass changes, such as BatchNorm's means: as it was before the step that runs.
-        self._statistics = list(model.buffers())
+        # What a forward pass changes, BatchNorm's means: as it was before the step that runs.
+        self._statistics = [] if "vision" in frozen else list(model.vision.buffers())
         self._kept_statistics: list[Tensor] = []
         self._order: EpochSampler | None = None
         named = Path(args.output_dir) / QUARANTINE_FILE
@@ -571,6 +575,11 @@ def optimizer_for(model: nn.Module, args: TrainingArguments, *, words_are_known:
         betas=(args.adam_beta1, args.adam_beta2),
         fused=True,
     )
+
+
+def precision(args: TrainingArguments) -> torch.dtype:
+    """The format of the arithmetic."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 
 def training_arguments(settings: RunSettings, stage: int, output_dir: Path) -> TrainingArguments:

@@ -38,6 +38,7 @@ from embervlm.model.weights import (
 )
 from embervlm.preflight import align_embeddings, check_fleet_length, check_labels, check_positions, check_robots
 from embervlm.tokens import load_tokenizer
+from embervlm.training.allocator import keep_freed_memory
 from embervlm.training.arguments import RunSettings
 from embervlm.training.checkpoints import (
     KEPT,
@@ -117,6 +118,8 @@ def run(settings: RunSettings) -> Path:
     prepare(settings)
     # From here on there is a process group.
     arguments = training_arguments(settings, settings.stages[0], settings.stage_dir(settings.stages[0]))
+    if arguments.device.type == "cpu":
+        keep_freed_memory()
     _say_where_this_runs(settings, arguments)
     folder = source or _write_start(run, arguments)
     if arguments.distributed_state.is_main_process:
