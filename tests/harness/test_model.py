@@ -87,8 +87,8 @@ def test_answers_are_those_of_the_model_to_prompts_as_in_training(model: Any, ca
     assert answers[0] == answers[2] != answers[1]
     assert "asks about 2 pictures; embervlm looks at the first (said once)" in caplog.text
     (whole,) = model.generate_until([request("What is it?", dict(wanted))])
-    half = whole[: len(whole) // 2]
-    assert model.generate_until([request("What is it?", wanted | {"until": whole[len(half) :]})]) == [half]
+    stop = whole[len(whole) // 2]
+    assert model.generate_until([request("What is it?", wanted | {"until": stop})]) == [whole.partition(stop)[0]]
 
 
 def test_a_continuation_is_scored_by_its_mean_loss(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
