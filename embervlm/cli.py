@@ -19,7 +19,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 # As `model.configuration_embervlm.PRESETS`, which takes seconds to import.
 _PRESETS = ("ember", "spark")
-# As `model.weights.BOX_MODEL`.
+# As `folders.BOX_MODEL`.
 _BOX_MODEL = "spark"
 _EXPORT_FORMATS = ("compact",)
 _MODEL_HELP = "a trained model's folder; without it spark, the one that comes with the package"
@@ -482,7 +482,8 @@ def _export_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from embervlm.model.weights import model_folder, save_compact
+    from embervlm.folders import model_folder
+    from embervlm.model.weights import save_compact
 
     source = model_folder(arguments.model)
     out = save_compact(arguments.out, source, arguments.card)

@@ -228,7 +228,7 @@ def _fleet(path: Path) -> str:
 
 
 def _model_in_the_package() -> str:
-    from embervlm.model.weights import BOX_MODEL, has_box_model
+    from embervlm.folders import BOX_MODEL, has_box_model
 
     if not has_box_model():
         return "none; select and evaluate need --model"
@@ -266,7 +266,8 @@ class _Processor:
 
 
 def _load(name: str | Path, loaded: list[tuple[Path, Any]]) -> str:
-    from embervlm.model.weights import is_complete, load_model, model_folder
+    from embervlm.folders import is_complete, model_folder
+    from embervlm.model.weights import load_model
 
     folder = model_folder(name)
     model = load_model(folder)
@@ -294,13 +295,13 @@ def _model_pictures(model: Any, processor: _Processor) -> str:
 def _model_wording(model: Any) -> str:
     from embervlm.preflight import check_prompt_version
 
-    check_prompt_version(model)
+    check_prompt_version(model.config.prompt_version)
     return f"prompt version {model.config.prompt_version}"
 
 
 def _model_fleet(folder: Path, fleet_file: Path | None, model: Any) -> str:
     from embervlm.fleet import Fleet
-    from embervlm.model.weights import load_fleet
+    from embervlm.folders import load_fleet
     from embervlm.preflight import check_fleet_length
     from embervlm.prompts import robot_description
     from embervlm.tokens import encode_text, load_tokenizer

@@ -29,8 +29,9 @@ from transformers.cache_utils import DynamicCache
 from embervlm.data.collate import Collator, Example, encode_fleet_text, hash_tasks
 from embervlm.data.images import ImageError, decode_image
 from embervlm.fleet import Fleet, Robot
+from embervlm.folders import WeightsError, load_fleet, model_folder
 from embervlm.model.modeling_embervlm import FleetState
-from embervlm.model.weights import WeightsError, load_fleet, load_model, load_processor, model_folder
+from embervlm.model.weights import load_model, load_processor
 from embervlm.preflight import (
     check_embeddings,
     check_fleet_length,
@@ -283,7 +284,7 @@ class RobotSelector:
     def __init__(self, model: Any, processor: Any, fleet: Fleet, calibration: Calibration) -> None:
         check_embeddings(model, processor.tokenizer)
         check_image_tokens(model, processor)
-        check_prompt_version(model)
+        check_prompt_version(model.config.prompt_version)
         self.model = model.eval()
         self.processor, self.fleet, self.calibration = processor, fleet, calibration
         self.tokenizer = processor.tokenizer

@@ -20,8 +20,8 @@ from PIL import Image
 
 from embervlm.data.images import ImageError
 from embervlm.fleet import Fleet, Robot
+from embervlm.folders import WeightsError
 from embervlm.model import EmberVLMProcessor
-from embervlm.model.weights import WeightsError
 from embervlm.preflight import PreflightError
 from embervlm.selection import (
     CALIBRATION_FILE,

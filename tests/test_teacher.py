@@ -22,8 +22,9 @@ from embervlm.data.robot_format import write_robot_lines
 from embervlm.data.sample import Chances, DataError, RobotSample, normalise_task
 from embervlm.evaluation.sentence_encoder import MINILM_PACKAGE
 from embervlm.fleet import Fleet, Robot
+from embervlm.folders import WeightsError
 from embervlm.model import EmberVLMProcessor
-from embervlm.model.weights import WeightsError, load_model
+from embervlm.model.weights import load_model
 from embervlm.prompts import IGNORED, robot_description
 from embervlm.selection import Calibration, RobotSelector
 from embervlm.tokens import CONTROL_IDS, ROBOT_SELECTION

@@ -16,21 +16,10 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from embervlm.fleet import Fleet, Robot
+from embervlm.folders import MANIFEST, WeightsError, complete_folder, is_complete, load_fleet, verify_folder
 from embervlm.model import EmberVLMProcessor
 from embervlm.model.repvit import RepViT
-from embervlm.model.weights import (
-    MANIFEST,
-    WeightsError,
-    complete_folder,
-    is_complete,
-    load_fleet,
-    load_model,
-    load_processor,
-    load_source_tokenizer,
-    save_folder,
-    starting_model,
-    verify_folder,
-)
+from embervlm.model.weights import load_model, load_processor, load_source_tokenizer, save_folder, starting_model
 from embervlm.preflight import align_embeddings, embedding_rows
 from embervlm.tokens import load_tokenizer
 
