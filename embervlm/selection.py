@@ -26,7 +26,8 @@ from PIL import Image
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from embervlm.data.collate import Collator, Example, encode_fleet_text, hash_tasks
+from embervlm.clauses import bare, clauses, orders
+from embervlm.data.collate import Collator, Example, encode_fleet_text
 from embervlm.data.images import ImageError, decode_image
 from embervlm.fleet import Fleet, Robot
 from embervlm.folders import WeightsError, load_fleet, model_folder
@@ -58,7 +59,7 @@ from embervlm.tokens import (
     ROBOT_SELECTION,
     encode_text,
 )
-from embervlm.words import hashed_words
+from embervlm.words import hashed_words, padded
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,10 @@ MAX_PLAN_STEPS = 8
 MAX_ROBOT_PHASES = 2
 #: A picture with fewer pixels a side says nothing about a scene.
 MIN_PICTURE_SIDE = 8
+#: Robots up to which the best clause for each is looked for among all assignments.
+MAX_ASSIGNED = 8
+#: Texts that are read together.
+MAX_BATCH = 32
 #: Coverages of prediction sets: from an even bet to what ``MIN_COVERAGE_TASKS`` validation tasks can vouch for.
 MIN_COVERAGE, MAX_COVERAGE = 0.5, 0.99
 COVERAGE_PERCENTS = range(50, 100)
@@ -94,6 +99,8 @@ class Calibration:
     Attributes:
         temperature: what the leader logits are divided by (Guo et al., arXiv 1706.04599).
         member_threshold: the probability from which on a robot goes along.
+        clause_share: how much of a robot's logit of going along is that of the clause that most wants it, from 0 to 1;
+            the rest is the whole task's.
         samples: validation tasks that they were fitted on; 0 where nothing was fitted.
         fleet: :func:`fleet_mark` of the fleet that they were fitted for; empty where nothing was fitted.
         set_thresholds: the threshold of a prediction set's score (:func:`set_scores`) for a coverage of 50%, 51% ...
@@ -104,6 +111,7 @@ class Calibration:
 
     temperature: float = 1.0
     member_threshold: float = 0.5
+    clause_share: float = 0.0
     samples: int = 0
     fleet: str = ""
     set_thresholds: tuple[float, ...] = ()
@@ -158,14 +166,17 @@ class Calibration:
         made = cls(
             float(values["temperature"]),
             float(values["member_threshold"]),
+            float(values.get("clause_share", 0.0)),
             int(values["samples"]),
             str(values.get("fleet", "")),
             tuple(float(threshold) for threshold in values.get("set_thresholds", ())),
             None if of_pictures is None else cls._from_dict(of_pictures, path),
         )
-        if not (0 < made.temperature < float("inf") and 0 <= made.member_threshold <= 1):
+        shares = (made.member_threshold, made.clause_share)
+        if not (0 < made.temperature < float("inf") and all(0 <= share <= 1 for share in shares)):
             raise WeightsError(
-                f"{path}: temperature must be above 0 and member_threshold from 0 to 1, found {values!s:.200}"
+                f"{path}: temperature must be above 0, member_threshold and clause_share from 0 to 1, found"
+                f" {values!s:.200}"
             )
         thresholds = made.set_thresholds
         if thresholds and not (
@@ -350,16 +361,23 @@ class RobotSelector:
             clock.lap("reasoning" if reason else "task")
             writer.begin("selection")
             chosen = writer.read([CONTROL_IDS[ROBOT_SELECTION]])
-            words = self._word_vectors([task])
-            leader_logits, member_logits = self.model.robot_head(chosen, words, state)
+            leader_logits, member_logits = self.model.robot_head(chosen, self._word_vectors([task]), state)
             leading = self.leading(leader_logits, [image is not None])[0].tolist()
             order = sorted(range(len(fleet)), key=lambda index: -leading[index])
-            names = [fleet.names[i] for i in self._selected(leading, member_logits[0], image is not None)]
+            parts = clauses(task)
+            by_clause = member_logits
+            if len(parts) > 1:
+                by_clause = self._logits(parts, [pixels] * len(parts), state)[1]
+            member_logits = self._with_clauses(member_logits[0], by_clause, image is not None)
+            names = [fleet.names[i] for i in self._selected(leading, member_logits, image is not None)]
             clock.lap("selection")
             writer.read(encode_text(self.tokenizer, selection_text(names)))
             after = self._write_grounds(writer, fleet[names[0]], names) if reason else []
             writer.begin("plan")
-            plan = self._write_plan(writer, task, names)
+            if 1 < len(names) <= len(parts):
+                plan = plan_by_clauses(parts, by_clause[:, [fleet.index(name) for name in names]], names)
+            else:
+                plan = self._write_plan(writer, task, names)
             clock.lap("plan")
         scores = [RobotScore(fleet.names[i], leading[i], fleet.names[i] in names) for i in order]
         candidates = None if coverage is None else self.prediction_set(leading, coverage, fleet, image is not None)
@@ -417,37 +435,90 @@ class RobotSelector:
             batch_size: tasks run together.
             progress: called with the number of tasks done, after each batch.
         """
+        leaders, members, by_clause = self.score_clauses(tasks, images, fleet, batch_size, progress)
+        rows = zip(members, by_clause, [image is not None for image in images], strict=True)
+        return leaders, torch.stack([self._with_clauses(*row) for row in rows])
+
+    def score_clauses(
+        self,
+        tasks: Sequence[str],
+        images: Sequence[Picture | None],
+        fleet: Fleet | None = None,
+        batch_size: int = 32,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """As :meth:`score`, with what the head says of the tasks as wholes and of their clauses apart.
+
+        Returns:
+            leader logits and member logits of the tasks, each (tasks, robots), and for each task the member logits of
+            its clauses, (clauses, robots).
+        """
         fleet = fleet or self.fleet
-        collate = Collator(self.tokenizer)
-        leaders, members = [], []
+        leaders, members, by_clause = [], [], []
         with torch.inference_mode():
             state = self._fleet_state(fleet)
             for start in range(0, len(tasks), batch_size):
                 rows = range(start, min(start + batch_size, len(tasks)))
-                prompts = [[*self._prompt(tasks[i], images[i] is not None), CONTROL_IDS[ROBOT_SELECTION]] for i in rows]
-                batch = collate(
-                    [
-                        Example(Encoded(prompt, prompt), self._pixels(images[i]))
-                        for i, prompt in zip(rows, prompts, strict=True)
-                    ]
-                )
-                pictures = batch.get("pixel_values")
-                features = None if pictures is None else self.model.get_image_features(pictures)
-                embedded = self.model.embed(batch["input_ids"], features)
-                states = self.model.language_model.transformer(
-                    inputs_embeds=embedded,
-                    past_key_values=state.cache(len(prompts)),
-                    position_ids=torch.arange(embedded.shape[1])[None],
-                    use_cache=True,
-                ).last_hidden_state
-                at_selection = states[torch.arange(len(prompts)), torch.tensor([len(p) - 1 for p in prompts])]
-                words = self._word_vectors([tasks[i] for i in rows])
-                leader, member = self.model.robot_head(at_selection, words, state)
-                leaders.append(leader.float())
-                members.append(member.float())
+                texts: list[str] = []
+                pixels: list[NDArray[np.float32] | None] = []
+                counts = []
+                for i in rows:
+                    check_task(tasks[i])
+                    parts = clauses(tasks[i])
+                    counts.append(len(parts))
+                    seen = self._pixels(images[i])
+                    texts += [tasks[i], *parts] if len(parts) > 1 else [tasks[i]]
+                    pixels += [seen] * (1 + len(parts) if len(parts) > 1 else 1)
+                leader, member = self._logits(texts, pixels, state)
+                place = 0
+                for count in counts:
+                    leaders.append(leader[place])
+                    members.append(member[place])
+                    by_clause.append(member[place + 1 : place + 1 + count] if count > 1 else member[place : place + 1])
+                    place += 1 + count if count > 1 else 1
                 if progress is not None:
                     progress(rows.stop)
-        return torch.cat(leaders), torch.cat(members)
+        return torch.stack(leaders), torch.stack(members), by_clause
+
+    def _logits(
+        self, texts: Sequence[str], pixels: Sequence[NDArray[np.float32] | None], state: FleetState
+    ) -> tuple[Tensor, Tensor]:
+        """Leader and member logits of texts, each with its picture or None, behind a fleet: (texts, robots) each."""
+        prompts = [
+            [*self._prompt(text, seen is not None), CONTROL_IDS[ROBOT_SELECTION]]
+            for text, seen in zip(texts, pixels, strict=True)
+        ]
+        # Those of like length together: less padding. A picture that several texts have is encoded once.
+        order = sorted(range(len(texts)), key=lambda index: (pixels[index] is None, len(prompts[index])))
+        pictures = {id(seen): seen for seen in pixels if seen is not None}
+        features: dict[int, Tensor] = {}
+        if pictures:
+            stacked = torch.from_numpy(np.stack(list(pictures.values())))
+            features = dict(zip(pictures, self.model.get_image_features(stacked), strict=True))
+        places, leaders, members = [], [], []
+        for start in range(0, len(order), MAX_BATCH):
+            rows = order[start : start + MAX_BATCH]
+            batch = Collator(self.tokenizer)([Example(Encoded(prompts[i], prompts[i]), None) for i in rows])
+            seen_here = [features[id(pixels[i])] for i in rows if pixels[i] is not None]
+            embedded = self.model.embed(batch["input_ids"], torch.stack(seen_here) if seen_here else None)
+            states = self.model.language_model.transformer(
+                inputs_embeds=embedded,
+                past_key_values=state.cache(len(rows)),
+                position_ids=torch.arange(embedded.shape[1])[None],
+                use_cache=True,
+            ).last_hidden_state
+            at_selection = states[torch.arange(len(rows)), torch.tensor([len(prompts[i]) - 1 for i in rows])]
+            leader, member = self.model.robot_head(at_selection, self._word_vectors([texts[i] for i in rows]), state)
+            places += rows
+            leaders.append(leader.float())
+            members.append(member.float())
+        back = torch.tensor(places).argsort()
+        return torch.cat(leaders)[back], torch.cat(members)[back]
+
+    def _with_clauses(self, member_logits: Tensor, by_clause: Tensor, pictured: bool) -> Tensor:
+        """A task's member logits, (robots,), with the share of its clauses', (clauses, robots), that is calibrated."""
+        share = self.calibration.of(pictured).clause_share
+        return with_clauses(member_logits, by_clause, share)
 
     def leading(self, leader_logits: Tensor, pictured: Sequence[bool]) -> Tensor:
         """The calibrated probability that each robot leads, (tasks, robots), of logits from :meth:`score`.
@@ -498,8 +569,8 @@ class RobotSelector:
         return Reader(self.model, fleet)
 
     def _word_vectors(self, tasks: Sequence[str]) -> Tensor:
-        hashed = hash_tasks([hashed_words(task) for task in tasks])
-        vectors: Tensor = self.model.robot_head.word_vectors(hashed["task_hashes"], hashed["task_weights"])
+        hashes, weights = padded([hashed_words(task) for task in tasks])
+        vectors: Tensor = self.model.robot_head.by_words.vectors(torch.from_numpy(hashes), torch.from_numpy(weights))
         return vectors
 
     def _fleet_state(self, fleet: Fleet) -> FleetState:
@@ -581,6 +652,79 @@ class RobotSelector:
         written += [(order, names[index], task) for index in sorted(waiting)]
         before = {order: [n for n, (o, _, _) in enumerate(written, 1) if o == order - 1] for order, _, _ in written}
         return [Phase(n, robot, text, before[order]) for n, (order, robot, text) in enumerate(written, 1)]
+
+
+def with_clauses(member_logits: Tensor, by_clause: Tensor, share: float) -> Tensor:
+    """Member logits of which a share is that of the clause which most wants the robot, (robots,).
+
+    Args:
+        member_logits: of the whole task, (robots,).
+        by_clause: of its clauses, (clauses, robots).
+        share: from 0 to 1.
+    """
+    return (1 - share) * member_logits + share * by_clause.amax(0)
+
+
+def plan_by_clauses(parts: Sequence[str], logits: Tensor, names: Sequence[str]) -> list[Phase]:
+    """The plan of a task whose clauses say its phases: each robot gets a clause of its own, and those beside it.
+
+    Args:
+        parts: the clauses, at least as many as robots.
+        logits: how much each clause wants each robot, (clauses, robots).
+        names: the robots.
+    """
+    # What a robot is wanted for is where it is wanted more than elsewhere.
+    wanted = (logits - logits.mean(0)).double().tolist()
+    anchors = sorted((place, robot) for robot, place in enumerate(own_places(wanted)))
+    owners = [max(range(len(names)), key=row.__getitem__) for row in logits.tolist()]
+    spans: list[tuple[int, int]] = []
+    for number, (place, robot) in enumerate(anchors):
+        start, end = place, place + 1
+        first = anchors[number - 1][0] + 1 if number else 0
+        last = anchors[number + 1][0] if number + 1 < len(anchors) else len(parts)
+        while start > max(first, spans[-1][1] if spans else 0) and owners[start - 1] == robot:
+            start -= 1
+        while end < last and owners[end] == robot:
+            end += 1
+        spans.append((start, end))
+    # What stands between two phases says when the second begins as often as it tells of the first.
+    whole = [", ".join(parts[start:end]) for start, end in spans]
+    order = orders(whole)
+    steps = sorted(range(len(anchors)), key=lambda index: (order[index], index))
+    before = {each: [n for n, i in enumerate(steps, 1) if order[i] == each - 1] for each in order}
+    return [
+        Phase(number, names[anchors[index][1]], bare(whole[index]), before[order[index]])
+        for number, index in enumerate(steps, 1)
+    ]
+
+
+def own_places(wanted: Sequence[Sequence[float]]) -> list[int]:
+    """For each column a row of its own so that the sum of the chosen numbers is largest: the assignment problem.
+
+    By dynamic programming over the rows and the sets of columns that have theirs; beyond ``MAX_ASSIGNED`` columns, the
+    largest numbers first.
+
+    Args:
+        wanted: (rows, columns), at least as many rows as columns.
+    """
+    columns = len(wanted[0])
+    if columns > MAX_ASSIGNED:
+        found: dict[int, int] = {}
+        pairs = itertools.product(range(len(wanted)), range(columns))
+        for row, column in sorted(pairs, key=lambda pair: -wanted[pair[0]][pair[1]]):
+            if column not in found and row not in found.values():
+                found[column] = row
+        return [found[column] for column in range(columns)]
+    # By the set of columns that have a row: the best sum so far, and those rows.
+    best: dict[int, tuple[float, dict[int, int]]] = {0: (0.0, {})}
+    for row, gains in enumerate(wanted):
+        for done, (total, rows) in list(best.items()):
+            for column, gain in enumerate(gains):
+                more = done | 1 << column
+                if more != done and (more not in best or total + gain > best[more][0]):
+                    best[more] = (total + gain, rows | {column: row})
+    rows = best[(1 << columns) - 1][1]
+    return [rows[column] for column in range(columns)]
 
 
 class Reader:

@@ -1,8 +1,11 @@
-"""A text as the words and parts of words in it, hashed: what the robot head's match by words reads of tasks and robots.
+"""A text as the words and parts of words in it, hashed: what the robot head's match by words reads of a task.
 
 Word pairs and letters count beside words, so that a form or a compound that training did not have is not unknown
 (Bojanowski et al., arXiv 1607.04606). Hashing keeps the table small whatever the vocabulary (Weinberger et al., arXiv
 0902.2206); what shares a place is told apart by the rest of the text.
+
+Words and pairs have even hashes and parts of words odd ones, so that each kind can be weighed by itself: a text has
+many times more parts than words.
 """
 
 from __future__ import annotations
@@ -18,22 +21,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: Lengths of the parts of a word, whose ends are marked.
-PART_LENGTHS = (3, 4, 5)
+PART_LENGTHS = (2, 3, 4, 5)
 
 _WORD = re.compile(r"\w+")
 
 
 def hashed_words(text: str) -> dict[int, float]:
-    """The CRC-32 of a text's words, word pairs and parts of words, each with 1 + log of how often it occurs.
+    """The hashes of a text's words, word pairs and parts of words, each with 1 + log of how often it occurs.
 
-    Case is ignored. A table of n rows has the hash h in row h % n.
+    A hash is the CRC-32 with its lowest bit 0 for words and pairs and 1 for parts of words. Case is ignored. A table of
+    n rows, an even number, has the hash h in row h % n.
     """
     words = _WORD.findall(text.lower())
-    terms: list[str] = [*words, *(f"{first} {second}" for first, second in itertools.pairwise(words))]
+    terms = [*words, *(f"{first} {second}" for first, second in itertools.pairwise(words))]
+    counts = Counter(zlib.crc32(term.encode()) & ~1 for term in terms)
     for word in words:
         marked = f"<{word}>"
-        terms += [f"#{marked[i : i + n]}" for n in PART_LENGTHS for i in range(len(marked) - n + 1)]
-    counts = Counter(zlib.crc32(term.encode()) for term in terms)
+        parts = [marked[i : i + n] for n in PART_LENGTHS for i in range(len(marked) - n + 1)]
+        counts.update(zlib.crc32(part.encode()) | 1 for part in parts)
     return {hashed: 1 + math.log(count) for hashed, count in counts.items()}
 
 

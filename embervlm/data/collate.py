@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +44,6 @@ from embervlm.prompts import (
     task_pieces,
 )
 from embervlm.tokens import CONTROL_IDS, END_OF_TEXT_ID, ROBOT_SELECTION, encode_text
-from embervlm.words import hashed_words, padded
 
 #: How often a task's text is trained too and not its selection alone, since the language head costs as much as the
 #: rest, and how often that of a task with a plan; how often, then, with its written grounds; and how often a task's
@@ -77,7 +76,6 @@ class Example:
         image_words: tokens of what is said about the picture, each once; empty where nothing is.
         task_index: the task's last place; None in stages 1 and 2.
         task_words: tokens of what the task requires, each once; empty where the data do not say.
-        hashed_task: the task's hashed words; None in stages 1 and 2.
         leader, members: one number a robot, as the model's ``leader_labels`` and ``member_labels``.
         robots: whom these stand for, all of them the task's own, around whom the batch puts a fleet together; empty
             for the run's fleet as it is.
@@ -91,7 +89,6 @@ class Example:
     image_words: tuple[int, ...] = ()
     task_index: int | None = None
     task_words: tuple[int, ...] = ()
-    hashed_task: Mapping[int, float] | None = None
     selection_index: int | None = None
     leader: tuple[float, ...] = ()
     members: tuple[float, ...] = ()
@@ -333,7 +330,6 @@ class RobotTaskDataset(_SampleDataset):
             self._words(sample.reasoning.environment if with_image and sample.reasoning else ""),
             task_index=self._task_length(sample, with_image) - 1,
             task_words=self._words(sample.reasoning.requirements if sample.reasoning else ""),
-            hashed_task=hashed_words(sample.task),
             selection_index=selection_index,
             leader=leading,
             members=going,
@@ -396,30 +392,16 @@ def _relit(picture: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
 
 
 def encode_fleet_text(fleet: Fleet, tokenizer: Any) -> dict[str, Tensor]:
-    """A fleet's descriptions as the model's ``fleet_input_ids``, ``_lengths``, ``_hashes`` and ``_weights``."""
-    return _fleet_rows([_described(robot, tokenizer) for robot in fleet])
+    """A fleet's descriptions as the model's ``fleet_input_ids`` and ``fleet_lengths``."""
+    return _fleet_rows([encode_text(tokenizer, robot_description(robot)) for robot in fleet])
 
 
-def _described(robot: Robot, tokenizer: Any) -> tuple[list[int], dict[int, float]]:
-    text = robot_description(robot)
-    return encode_text(tokenizer, text), hashed_words(text)
-
-
-def _fleet_rows(robots: Sequence[tuple[list[int], dict[int, float]]]) -> dict[str, Tensor]:
-    hashes, weights = padded([words for _, words in robots])
+def _fleet_rows(descriptions: Sequence[list[int]]) -> dict[str, Tensor]:
     return {
         # Any id will do behind a description; transformers would warn about that of the padding token.
-        "fleet_input_ids": _pad([ids for ids, _ in robots], 0),
-        "fleet_lengths": torch.tensor([len(ids) for ids, _ in robots]),
-        "fleet_hashes": torch.from_numpy(hashes),
-        "fleet_weights": torch.from_numpy(weights),
+        "fleet_input_ids": _pad(descriptions, 0),
+        "fleet_lengths": torch.tensor([len(ids) for ids in descriptions]),
     }
-
-
-def hash_tasks(rows: Sequence[Mapping[int, float]]) -> dict[str, Tensor]:
-    """Tasks' hashed words as the model's ``task_hashes`` and ``task_weights``, (tasks, words)."""
-    hashes, weights = padded(rows)
-    return {"task_hashes": torch.from_numpy(hashes), "task_weights": torch.from_numpy(weights)}
 
 
 class Collator:
@@ -437,7 +419,7 @@ class Collator:
     def __init__(self, tokenizer: Any, fleet: Fleet | None = None, others: Sequence[Robot] = ()) -> None:
         self.tokenizer, self.fleet, self.others = tokenizer, fleet, others
         self.fleet_text = encode_fleet_text(fleet, tokenizer) if fleet is not None else {}
-        self._described: dict[Robot, tuple[list[int], dict[int, float]]] = {}
+        self._described: dict[Robot, list[int]] = {}
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         """The batch, by the names of the model's arguments; ``FAILURES`` too, a list, where there are any."""
@@ -460,7 +442,6 @@ class Collator:
         if self.fleet is not None:
             batch["task_index"] = torch.tensor([example.task_index for example in examples])
             batch |= _words("task_words", [example.task_words for example in examples])
-            batch |= hash_tasks([example.hashed_task or {} for example in examples])
             batch["selection_index"] = torch.tensor([example.selection_index for example in examples])
             if any(example.robots for example in examples):
                 return batch | self._fleets(examples, self.fleet)
@@ -485,9 +466,9 @@ class Collator:
             **_fleet_rows([self._description(robot) for robot in company.pool]),
         }
 
-    def _description(self, robot: Robot) -> tuple[list[int], dict[int, float]]:
+    def _description(self, robot: Robot) -> list[int]:
         if robot not in self._described:
-            self._described[robot] = _described(robot, self.tokenizer)
+            self._described[robot] = encode_text(self.tokenizer, robot_description(robot))
         return self._described[robot]
 
 

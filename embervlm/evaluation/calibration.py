@@ -5,6 +5,7 @@ All of it on validation tasks, whose voices, where they have any, are not those 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,9 @@ from embervlm.data.sample import RobotSample
 from embervlm.evaluation.metrics import exact_set, leader_accuracy
 from embervlm.selection import COVERAGE_PERCENTS, MIN_COVERAGE_TASKS, Calibration, RobotSelector, fleet_mark, set_scores
 
+#: Shares of a task's clauses in its member logits among which the calibration chooses.
+CLAUSE_SHARES = (0.0, 0.2, 0.35, 0.5, 0.65, 0.8)
+
 
 def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[Calibration, dict[str, Any]]:
     """Fit a selector's calibration, put it to use in it, and measure it on the same tasks.
@@ -27,19 +31,22 @@ def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[
     Returns:
         the calibration, and the accuracies on ``samples``.
     """
-    leaders, members = selector.score([s.task for s in samples], [s.image for s in samples])
+    leaders, members, by_clause = selector.score_clauses([s.task for s in samples], [s.image for s in samples])
+    wanting = torch.stack([each.amax(0) for each in by_clause])  # (tasks, robots)
     pictured = [s.image is not None for s in samples]
     kinds = [[place for place, each in enumerate(pictured) if each is kind] for kind in (False, True)]
 
     def fit(places: Sequence[int]) -> Calibration:
-        return _fit(selector, [samples[place] for place in places], leaders[places], members[places])
+        own = [samples[place] for place in places]
+        return _fit(selector, own, leaders[places], members[places], wanting[places])
 
     if min(map(len, kinds)) >= MIN_COVERAGE_TASKS:
         told, seen = map(fit, kinds)
         selector.calibration = replace(told, with_picture=seen)
     else:
         selector.calibration = fit(range(len(samples)))
-    selected = selector.selected_names(leaders, members, pictured)
+    shares = torch.tensor([[selector.calibration.of(each).clause_share] for each in pictured])
+    selected = selector.selected_names(leaders, (1 - shares) * members + shares * wanting, pictured)
     measured: dict[str, Any] = {
         "tasks": len(samples),
         "leader_accuracy": leader_accuracy([robots[0] for robots in selected], [s.leaders for s in samples]),
@@ -48,7 +55,10 @@ def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[
     return selector.calibration, measured
 
 
-def _fit(selector: RobotSelector, samples: Sequence[RobotSample], leaders: Tensor, members: Tensor) -> Calibration:
+def _fit(
+    selector: RobotSelector, samples: Sequence[RobotSample], leaders: Tensor, members: Tensor, wanting: Tensor
+) -> Calibration:
+    """Args: logits of the tasks as wholes, and the member logits of the clause that most wants each robot."""
     names = selector.fleet.names
     labels = torch.tensor([[(n in s.leaders) / len(s.leaders) for n in names] for s in samples])
     temperature = fit_temperature(leaders, labels)
@@ -58,15 +68,16 @@ def _fit(selector: RobotSelector, samples: Sequence[RobotSample], leaders: Tenso
         temperature, samples=len(samples), fleet=fleet_mark(selector.fleet), set_thresholds=fit_sets(leading, right)
     )
     expected, unpictured = [s.selected for s in samples], [False] * len(samples)
-    # Ties go to the threshold nearest to a half.
-    candidates = sorted((step / 20 for step in range(2, 19)), key=lambda threshold: abs(threshold - 0.5))
-    best, threshold = -1.0, 0.5
-    for candidate in candidates:
-        selector.calibration = replace(fitted, member_threshold=candidate)
-        reached = exact_set(selector.selected_names(leaders, members, unpictured), expected)
+    # Ties go to the smaller share, and to the threshold nearest to a half.
+    thresholds = sorted((step / 20 for step in range(2, 19)), key=lambda threshold: abs(threshold - 0.5))
+    best, rule = -1.0, (0.0, 0.5)
+    for share, threshold in itertools.product(CLAUSE_SHARES, thresholds):
+        selector.calibration = replace(fitted, member_threshold=threshold)
+        going = (1 - share) * members + share * wanting
+        reached = exact_set(selector.selected_names(leaders, going, unpictured), expected)
         if reached > best:
-            best, threshold = reached, candidate
-    return replace(fitted, member_threshold=threshold)
+            best, rule = reached, (share, threshold)
+    return replace(fitted, clause_share=rule[0], member_threshold=rule[1])
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

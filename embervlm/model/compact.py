@@ -32,7 +32,7 @@ FORMAT = "embervlm-compact"
 VERSION = 1
 _METADATA_FORMAT = f"{FORMAT}/{VERSION}"
 #: Tables of which a prompt reads few rows: an error of one row stays in that row.
-TABLES = ("language_model.transformer.wte.weight", "language_model.lm_head.weight", "robot_head.words.weight")
+TABLES = ("language_model.transformer.wte.weight", "language_model.lm_head.weight", "robot_head.by_words.table")
 
 _INT8, _SCALE = ".int8", ".scale"
 #: What a division by the square root or a long run of additions makes of a small error is not small.

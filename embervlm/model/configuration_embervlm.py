@@ -51,7 +51,7 @@ class EmberVLMConfig(PreTrainedConfig):  # type: ignore[misc]
         robot_selection_token_id: the token at which the robot head reads.
         vision_pretrained: whether the encoder's weights were trained before; if not, stage 1 trains it too.
         language_pretrained: whether the language model's were; if not, a teacher's words may be what it starts with.
-        word_places: rows of the robot head's table of hashed words (:mod:`embervlm.words`).
+        word_places: rows of the robot head's table of hashed words (:mod:`embervlm.words`), an even number.
         word_width: its columns.
         prompt_version: the wording (``prompts.PROMPT_VERSION``) that the weights were trained with.
     """
@@ -65,8 +65,8 @@ class EmberVLMConfig(PreTrainedConfig):  # type: ignore[misc]
     robot_selection_token_id: int = CONTROL_IDS[ROBOT_SELECTION]
     vision_pretrained: bool = False
     language_pretrained: bool = False
-    word_places: int = 16_384
-    word_width: int = 32
+    word_places: int = 131_072
+    word_width: int = 16
     prompt_version: int = PROMPT_VERSION
     tie_word_embeddings: bool = True
 
@@ -93,8 +93,6 @@ _TEXT_COMMON: dict[str, Any] = {
 # The size of tinyllm/30M-0.4.
 _EMBER_TEXT = _TEXT_COMMON | {"n_embd": 384, "n_layer": 6, "n_head": 6}
 _SPARK_TEXT = _TEXT_COMMON | {"n_embd": 128, "n_layer": 4, "n_head": 4}
-# Its language model knows less, so that it leans more on single words.
-_SPARK_WORDS = {"word_places": 98_304, "word_width": 32}
 _SPARK_VISION = {"widths": (24, 48, 96, 192), "depths": (1, 1, 4, 1), "image_size": 112}
 
 PRESETS = ("ember", "spark")
@@ -112,5 +110,5 @@ def preset_config(name: str) -> EmberVLMConfig:
     if name == "ember":
         return EmberVLMConfig()
     if name == "spark":
-        return EmberVLMConfig(vision_config=dict(_SPARK_VISION), text_config=dict(_SPARK_TEXT), **_SPARK_WORDS)
+        return EmberVLMConfig(vision_config=dict(_SPARK_VISION), text_config=dict(_SPARK_TEXT))
     raise ValueError(f"unknown preset {name!r}; there are: {', '.join(PRESETS)}")

@@ -25,8 +25,6 @@ from embervlm.prompts import IGNORED
 
 #: What cosine similarities are divided by in :func:`matching_loss`.
 MATCHING_TEMPERATURE = 0.07
-#: How many of a text's words the robot head's match by words does without in training.
-WORD_DROPOUT = 0.3
 
 
 @dataclass
@@ -35,12 +33,10 @@ class FleetState:
 
     Attributes:
         robot_states: the last state of each description, (robots, width).
-        robot_words: the vector of each description's words, (robots, word width).
         keys, values: of every layer, all descriptions' tokens one after another, (1, heads, fleet tokens, head width).
     """
 
     robot_states: Tensor
-    robot_words: Tensor
     keys: list[Tensor]
     values: list[Tensor]
 
@@ -65,8 +61,9 @@ class EmberVLMOutput(ModelOutput):  # type: ignore[misc]
         loss: the sum of the parts below that could be computed.
         logits: (batch, kept places, vocabulary); None when labels were given.
         past_key_values: the cache, when asked for.
-        leader_logits: (batch, robots); their softmax says who leads.
-        member_logits: (batch, robots); their sigmoid says who goes along.
+        leader_logits: (batch, robots), of the match by state, which is what training trains; their softmax says who
+            leads.
+        member_logits: (batch, robots), likewise; their sigmoid says who goes along.
         language_loss, image_loss, task_loss, leader_loss, member_loss: the parts of the loss.
     """
 
@@ -102,19 +99,74 @@ class Projector(nn.Module):
 class RobotMatch(nn.Module):
     """Compares a vector of each prompt with one of each robot: one logit for each robot in use."""
 
-    def __init__(self, prompt_width: int, robot_width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.leader_query = nn.Linear(prompt_width, prompt_width)
-        self.leader_key = nn.Linear(robot_width, prompt_width)
-        self.member_query = nn.Linear(prompt_width, prompt_width)
-        self.member_key = nn.Linear(robot_width, prompt_width)
-        self.scale = prompt_width**-0.5
+        self.leader_query = nn.Linear(width, width)
+        self.leader_key = nn.Linear(width, width)
+        self.member_query = nn.Linear(width, width)
+        self.member_key = nn.Linear(width, width)
+        self.scale = width**-0.5
 
     def forward(self, prompts: Tensor, robots: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, width) and (robots, their width) -> leader logits and member logits, each (batch, robots)."""
+        """(batch, width) and (robots, width) -> leader logits and member logits, each (batch, robots)."""
         leader = self.leader_query(prompts) @ self.leader_key(robots).T * self.scale
         member = self.member_query(prompts) @ self.member_key(robots).T * self.scale
         return leader, member
+
+
+class WordMatch(nn.Module):
+    """Compares a task's hashed words with each robot: a linear classifier of words, whose outputs are robots' states.
+
+    Its numbers are no parameters: once the language model has its last state of the robots, they are fitted by convex
+    optimisation (``training.words_fit``), where steps of stochastic descent learn training tasks by heart. Until then
+    all logits are 0.
+
+    Attributes:
+        table: each row's share in a task's vector, (places, word width).
+        rarity: how much each row tells (:func:`embervlm.words.rarity`), (places,).
+        leader_key, member_key: from a robot's normalised state and a 1 to what is held against a task's vector and a
+            1, (word width + 1, width + 1).
+    """
+
+    table: Tensor
+    rarity: Tensor
+    leader_key: Tensor
+    member_key: Tensor
+
+    def __init__(self, width: int, places: int, word_width: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(places, word_width))
+        self.register_buffer("rarity", torch.zeros(places))
+        self.register_buffer("leader_key", torch.zeros(word_width + 1, width + 1))
+        self.register_buffer("member_key", torch.zeros(word_width + 1, width + 1))
+
+    def vectors(self, hashes: Tensor, weights: Tensor) -> Tensor:
+        """The vectors of texts by their hashed words, (texts, word width).
+
+        Args:
+            hashes, weights: (texts, words), of :func:`embervlm.words.padded`.
+        """
+        places = hashes % len(self.table)
+        shares = normalised_by_kind(hashes, weights * self.rarity[places])
+        vectors: Tensor = (shares[:, None] @ self.table[places])[:, 0]
+        return vectors
+
+    def forward(self, vectors: Tensor, robots: Tensor) -> tuple[Tensor, Tensor]:
+        """(texts, word width) and (robots, width) -> leader logits and member logits, each (texts, robots)."""
+        texts, described = F.pad(vectors, (0, 1), value=1.0), F.pad(robots, (0, 1), value=1.0)
+        return texts @ (described @ self.leader_key.T).T, texts @ (described @ self.member_key.T).T
+
+
+def normalised_by_kind(hashes: Tensor, weights: Tensor) -> Tensor:
+    """Weights of hashed words of which those of each kind, even and odd, have a length of the root of a half.
+
+    Args:
+        hashes, weights: (texts, words); a kind whose weights are all 0 keeps them.
+    """
+    odd = (hashes % 2).to(weights.dtype)
+    squares = weights.square()
+    of_odd, of_even = (squares * odd).sum(-1, keepdim=True), (squares * (1 - odd)).sum(-1, keepdim=True)
+    return weights / (2 * (odd * of_odd + (1 - odd) * of_even)).sqrt().clamp(min=1e-12)
 
 
 class RobotHead(nn.Module):
@@ -123,54 +175,39 @@ class RobotHead(nn.Module):
     The first reads what the language model made of fleet, picture and task: its state at ``<|robot_selection|>``. The
     second reads the task's hashed words alone (:mod:`embervlm.words`): single words decide many tasks, and a few
     thousand tasks teach that better to a flat model than to a deep one (Cheng et al., Wide & Deep, arXiv 1606.07792).
-    Each has a loss of its own; in a common one the first learns the training tasks by heart before the second has
-    learnt a word.
     """
 
     def __init__(self, width: int, word_places: int, word_width: int) -> None:
         super().__init__()
         self.state_norm = nn.LayerNorm(width)
         self.robot_norm = nn.LayerNorm(width)
-        self.by_state = RobotMatch(width, width)
-        self.words = nn.Embedding(word_places, word_width)
-        # Robots must differ from the start for tasks to learn whose they are; a task's vector grows as it learns.
-        self.description_norm = nn.LayerNorm(word_width)
-        self.by_words = RobotMatch(word_width, word_width + width)
-        self.rarity: Tensor
-        # How much each row tells (`embervlm.words.rarity`): 0 until stage 3 knows its tasks.
-        self.register_buffer("rarity", torch.zeros(word_places))
+        self.by_state = RobotMatch(width)
+        self.by_words = WordMatch(width, word_places, word_width)
 
-    def word_vectors(self, hashes: Tensor, weights: Tensor) -> Tensor:
-        """The vectors of texts by their hashed words, (texts, word width); in training some words are left out.
-
-        Args:
-            hashes, weights: (texts, words), of :func:`embervlm.words.padded`.
-        """
-        places = hashes % self.words.num_embeddings
-        weights = weights * self.rarity[places]
-        if self.training:
-            weights = weights * (torch.rand_like(weights) >= WORD_DROPOUT)
-        weights = F.normalize(weights, dim=-1)
-        vectors: Tensor = (weights[:, None] @ self.words(places))[:, 0]
-        return vectors
-
-    def parts(self, state: Tensor, words: Tensor, fleet: FleetState) -> list[tuple[Tensor, Tensor]]:
-        """The leader and member logits of each match, each (batch, robots).
+    def match_state(self, state: Tensor, fleet: FleetState) -> tuple[Tensor, Tensor]:
+        """The logits of the first match: leader and member, each (batch, robots).
 
         Args:
             state: at ``<|robot_selection|>``, (batch, width).
-            words: :meth:`word_vectors` of the tasks, (batch, word width).
             fleet: in use.
         """
-        robots = self.robot_norm(fleet.robot_states)
-        return [
-            self.by_state(self.state_norm(state), robots),
-            self.by_words(words, torch.cat([self.description_norm(fleet.robot_words), robots], -1)),
-        ]
+        leader, member = self.by_state(self.state_norm(state), self.robot_norm(fleet.robot_states))
+        return leader, member
+
+    def match_words(self, words: Tensor, fleet: FleetState) -> tuple[Tensor, Tensor]:
+        """The logits of the second match: leader and member, each (batch, robots).
+
+        Args:
+            words: the tasks' vectors (:meth:`WordMatch.vectors`), (batch, word width).
+            fleet: in use.
+        """
+        leader, member = self.by_words(words, self.robot_norm(fleet.robot_states))
+        return leader, member
 
     def forward(self, state: Tensor, words: Tensor, fleet: FleetState) -> tuple[Tensor, Tensor]:
-        """Leader logits and member logits, each (batch, robots); the arguments are those of :meth:`parts`."""
-        (leader, member), (leader_by_words, member_by_words) = self.parts(state, words, fleet)
+        """Leader logits and member logits, each (batch, robots); the arguments are those of the two matches."""
+        leader, member = self.match_state(state, fleet)
+        leader_by_words, member_by_words = self.match_words(words, fleet)
         return leader + leader_by_words, member + member_by_words
 
 
@@ -260,8 +297,6 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         self,
         fleet_input_ids: Tensor,
         fleet_lengths: Tensor,
-        fleet_hashes: Tensor,
-        fleet_weights: Tensor,
         embeddings: Tensor | None = None,
     ) -> FleetState:
         """Encode the descriptions of a fleet, each on its own.
@@ -269,7 +304,6 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         Args:
             fleet_input_ids: (robots, longest description), padded at the end with any id.
             fleet_lengths: tokens of each description, (robots,).
-            fleet_hashes, fleet_weights: hashed words of each description, (robots, words).
             embeddings: of the ids, where they are known already, (robots, longest description, width).
         """
         cache = DynamicCache()
@@ -287,7 +321,6 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
 
         return FleetState(
             robot_states=states[torch.arange(robots, device=states.device), fleet_lengths - 1],
-            robot_words=self.robot_head.word_vectors(fleet_hashes, fleet_weights),
             keys=[in_a_row(layer.keys) for layer in cache.layers],
             values=[in_a_row(layer.values) for layer in cache.layers],
         )
@@ -331,15 +364,11 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         logits_to_keep: int | Tensor = 0,
         fleet_input_ids: Tensor | None = None,
         fleet_lengths: Tensor | None = None,
-        fleet_hashes: Tensor | None = None,
-        fleet_weights: Tensor | None = None,
         fleet_mask: Tensor | None = None,
         selection_index: Tensor | None = None,
         leader_labels: Tensor | None = None,
         member_labels: Tensor | None = None,
         image_words: Tensor | None = None,
-        task_hashes: Tensor | None = None,
-        task_weights: Tensor | None = None,
         task_index: Tensor | None = None,
         task_words: Tensor | None = None,
         **kwargs: Any,
@@ -359,21 +388,19 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             logits_to_keep: how many last places get logits (0: all), or their indices.
             fleet_input_ids: (robots, longest description); the prompts then attend to this fleet.
             fleet_lengths: tokens of each description, (robots,).
-            fleet_hashes, fleet_weights: hashed words of each description, (robots, words).
             fleet_mask: (batch, robots), bool, which robots each prompt's own fleet has: it attends to no other, and the
                 others' logits are very small numbers. Without it every prompt has all of them.
             selection_index: (batch,), the place at which the robot head reads.
             leader_labels: (batch, robots), the probability that each robot leads; rows sum to 1.
             member_labels: (batch, robots), 1 for every robot to send.
             image_words: (pictures, words), tokens of what is said about each picture, -100 where there are fewer.
-            task_hashes, task_weights: hashed words of each task, (batch, words).
             task_index: (batch,), the task's last place.
             task_words: (batch, words), tokens of what each task requires, -100 where there are fewer.
             kwargs: ignored; transformers passes some to every model.
 
         Raises:
             ValueError: more tokens than the language model has positions, image tokens without their pictures, or a
-                fleet or a selection without hashed words.
+                fleet without the lengths of its descriptions.
         """
         features = None
         if inputs_embeds is None and input_ids is None:
@@ -390,9 +417,9 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         batch, tokens = inputs_embeds.shape[:2]
         fleet = None
         if fleet_input_ids is not None:
-            if fleet_lengths is None or fleet_hashes is None or fleet_weights is None:
-                raise ValueError("fleet_input_ids, fleet_lengths, fleet_hashes and fleet_weights are needed together")
-            fleet = self.encode_fleet(fleet_input_ids, fleet_lengths, fleet_hashes, fleet_weights, fleet_text)
+            if fleet_lengths is None:
+                raise ValueError("fleet_input_ids and fleet_lengths are needed together")
+            fleet = self.encode_fleet(fleet_input_ids, fleet_lengths, fleet_text)
             past_key_values = fleet.cache(batch)
             position_ids = torch.arange(tokens, device=inputs_embeds.device)[None]
             if fleet_mask is not None:
@@ -416,27 +443,20 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         result = EmberVLMOutput(past_key_values=outputs.past_key_values if use_cache else None)
         losses: list[Tensor] = []
         if fleet is not None and selection_index is not None:
-            if task_hashes is None or task_weights is None:
-                raise ValueError("a selection needs task_hashes and task_weights, the task's hashed words")
             at_selection = states[torch.arange(batch, device=states.device), selection_index]  # (batch, width)
-            words = self.robot_head.word_vectors(task_hashes, task_weights)
-            leading, going = zip(*self.robot_head.parts(at_selection, words, fleet), strict=True)
+            leading, going = self.robot_head.match_state(at_selection, fleet)
             if fleet_mask is not None:
-                least = torch.finfo(states.dtype).min / 4  # so that their sum is a number too
-                leading = tuple(part.masked_fill(~fleet_mask, least) for part in leading)
-                going = tuple(part.masked_fill(~fleet_mask, least) for part in going)
-            result.leader_logits, result.member_logits = leading[0] + leading[1], going[0] + going[1]
+                least = torch.finfo(states.dtype).min / 4
+                leading, going = leading.masked_fill(~fleet_mask, least), going.masked_fill(~fleet_mask, least)
+            result.leader_logits, result.member_logits = leading, going
             if leader_labels is not None:
-                by_match = [F.cross_entropy(part.float(), leader_labels.float()) for part in leading]
-                result.leader_loss = torch.stack(by_match).sum()
+                result.leader_loss = F.cross_entropy(leading.float(), leader_labels.float())
                 losses.append(result.leader_loss)
             if member_labels is not None:
                 weight = None if fleet_mask is None else fleet_mask * (fleet_mask.numel() / fleet_mask.sum())
-                by_match = [
-                    F.binary_cross_entropy_with_logits(part.float(), member_labels.float(), weight=weight)
-                    for part in going
-                ]
-                result.member_loss = torch.stack(by_match).sum()
+                result.member_loss = F.binary_cross_entropy_with_logits(
+                    going.float(), member_labels.float(), weight=weight
+                )
                 losses.append(result.member_loss)
         if image_words is not None and said is not None and features is not None:
             result.image_loss = matching_loss(features.mean(1), image_words, said)

@@ -18,7 +18,8 @@ from embervlm.data.collate import ConversationDataset, RobotTaskDataset
 from embervlm.data.index import cache_folder
 from embervlm.data.loaders import Stage, dataset_names, load_base
 from embervlm.data.quarantine import QUARANTINE_FILE, read_quarantine
-from embervlm.data.robot_fleets import OTHER_FLEET_REPEATS, other_fleets, other_robots
+from embervlm.data.robot_clauses import clause_tasks, is_clause
+from embervlm.data.robot_fleets import OTHER_FLEET_REPEATS, other_fleets
 from embervlm.data.robot_loader import load_robot_tasks
 from embervlm.data.robot_rewording import is_reworded
 from embervlm.data.sample import DataError, RobotSample
@@ -29,7 +30,6 @@ from embervlm.folders import check_model_folder, is_complete, verify_folder
 from embervlm.model import EmberVLMProcessor
 from embervlm.model.weights import load_model, load_source_tokenizer, save_folder, starting_model
 from embervlm.preflight import align_embeddings, check_fleet_length, check_labels, check_positions, check_robots
-from embervlm.prompts import robot_description
 from embervlm.tokens import load_tokenizer
 from embervlm.training.arguments import RunSettings
 from embervlm.training.checkpoints import (
@@ -51,7 +51,6 @@ from embervlm.training.stage2_instruct import Stage2Trainer
 from embervlm.training.stage3_robots import Stage3Trainer
 from embervlm.training.study import study
 from embervlm.training.teacher import Lessons, taught_samples, teacher_folder, word_embeddings
-from embervlm.words import rarity
 
 logger = logging.getLogger(__name__)
 
@@ -133,8 +132,9 @@ def _load_data(settings: RunSettings, fleet: Fleet, stage: int) -> StageData:
                 f" the files have a {FLEET_FILE} beside them with other robots. Cure: --fleet with that file"
             )
         others = [sample for sample in robots.train if sample.fleet is not None]
+        train = [*robots.train, *clause_tasks(robots.train, robots.validation)]
         return StageData(
-            [*robots.train, *others * (OTHER_FLEET_REPEATS - 1)],
+            [*train, *others * (OTHER_FLEET_REPEATS - 1)],
             own,
             [sample for sample in robots.validation if sample.fleet is not None],
         )
@@ -216,10 +216,8 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
     model = load_model(source)
     processor = EmberVLMProcessor.for_config(model.config)
     align_embeddings(model, processor.tokenizer, load_source_tokenizer(source))
-    if stage == 3:
-        _tell_rarity(model, run.data[3].train, run.fleet)
-        if settings.teacher is not None:
-            model = _learn_from_teacher(run, settings.teacher, model, processor, arguments)
+    if stage == 3 and settings.teacher is not None:
+        model = _learn_from_teacher(run, settings.teacher, model, processor, arguments)
     train, validation = _datasets(run, stage, processor)
     # Shards are not read for this; their validation pairs stand for all.
     streamed = isinstance(train, StreamedDataset)
@@ -292,23 +290,14 @@ def _learn_from_teacher(run: Run, teacher: str, model: Any, processor: Any, argu
             study=learn,
         )
     # As many as there are written tasks, so that these are not forgotten for them.
-    written = sum(sample.image is None and sample.fleet is None and not is_reworded(sample) for sample in data.train)
+    written = sum(
+        sample.image is None and sample.fleet is None and not is_reworded(sample) and not is_clause(sample)
+        for sample in data.train
+    )
     run.data[3] = replace(data, train=[*data.train, *taught[:written]])
     # The same from here on whether this process has studied or not.
     set_seed(run.settings.seed)
     return load_model(studied)
-
-
-def _tell_rarity(model: Any, samples: Sequence[RobotSample], fleet: Fleet) -> None:
-    """Give the robot head how rare each hashed word is in the training tasks and the robots' descriptions.
-
-    What an earlier stage 3 told it stays: its words were learnt with that.
-    """
-    tasks = dict.fromkeys(sample.task for sample in samples if not is_reworded(sample))
-    robots = dict.fromkeys([*fleet, *other_robots(samples, fleet)])
-    counted = rarity([*tasks, *(robot_description(robot) for robot in robots)], len(model.robot_head.rarity))
-    known = model.robot_head.rarity
-    known.copy_(torch.where(known > 0, known, torch.from_numpy(counted)))
 
 
 def _datasets(run: Run, stage: int, processor: Any) -> tuple[Any, Any]:
@@ -386,10 +375,11 @@ def _check_space_for_all(settings: RunSettings, start: Path) -> None:
 
 
 def _finish(run: Run, folder: Path, arguments: TrainingArguments) -> Path:
-    """Calibrate the selection on the validation tasks that could be read, measure it, and write ``final``."""
+    """Fit the match by words, calibrate on the validation tasks that could be read, measure, and write ``final``."""
     from embervlm.evaluation.calibration import calibrate
     from embervlm.evaluation.card import model_card
     from embervlm.selection import CALIBRATION_FILE, RobotSelector
+    from embervlm.training.words_fit import fit_words
 
     final = run.settings.result
     if arguments.distributed_state.is_main_process and not (run.settings.resume and is_complete(final)):
@@ -402,6 +392,7 @@ def _finish(run: Run, folder: Path, arguments: TrainingArguments) -> Path:
             for place, sample in enumerate(dataset.samples)
             if sample.id not in named or not dataset[place].failures
         ]
+        fit_words(selector, run.data[3].train, validation)
         calibration, measured = calibrate(selector, validation)
         run.metrics["validation"] = measured
         if run.data[3].of_other_fleets:

@@ -1,9 +1,9 @@
 """What a model does before the first step of stage 3 where it has a teacher: it learns how that sees many texts.
 
-No picture is shown and nothing is written, so that a text costs a small part of what a task of stage 3 does. Each of
-the robot head's two matches learns whom the teacher would send, out of fleets that differ from batch to batch; and what
-they read (the language model's states of tasks and descriptions, the vectors of their words) learns to tell the
-teacher's own vectors, which say more of a text than who goes (Romero et al., FitNets, arXiv 1412.6550).
+No picture is shown and nothing is written, so that a text costs a small part of what a task of stage 3 does. The robot
+head's match by state learns whom the teacher would send, out of fleets that differ from batch to batch; and what it
+reads, the language model's states of tasks and descriptions, learns to tell the teacher's own vectors, which say more
+of a text than who goes (Romero et al., FitNets, arXiv 1412.6550).
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainingArguments
 
-from embervlm.data.collate import encode_fleet_text, hash_tasks
+from embervlm.data.collate import encode_fleet_text
 from embervlm.data.order import batches_by_length
 from embervlm.fleet import Fleet
 from embervlm.prompts import encode, task_pieces
 from embervlm.tokens import CONTROL_IDS, END_OF_TEXT_ID, ROBOT_SELECTION
 from embervlm.training.engine import WARMUP_SHARE, optimizer_for
 from embervlm.training.teacher import MEMBER_WEIGHT, Lessons, Teller
-from embervlm.words import hashed_words
 
 PASSES = 2
 BATCH = 128
@@ -40,12 +39,11 @@ VECTOR_WEIGHT = 3.0
 
 
 class _Tellers(nn.Module):
-    """From what the model's matches read to the teacher's vectors; of use while it studies alone."""
+    """From what the match by state reads to the teacher's vectors; of use while the model studies alone."""
 
-    def __init__(self, width: int, word_width: int, teacher_width: int) -> None:
+    def __init__(self, width: int, teacher_width: int) -> None:
         super().__init__()
         self.of_state = nn.Linear(width, teacher_width)
-        self.of_words = nn.Linear(word_width, teacher_width)
         self.of_robot = nn.Linear(width, teacher_width)
 
 
@@ -53,7 +51,7 @@ def study(model: Any, tokenizer: Any, lessons: Lessons, fleet: Fleet, arguments:
     """Train the language model and the robot head on a teacher's lessons, in place.
 
     Args:
-        model: an :class:`EmberVLMForConditionalGeneration` whose head knows the rarity of words.
+        model: an :class:`EmberVLMForConditionalGeneration`.
         tokenizer: its tokenizer.
         lessons: the teacher's; the run's robots stand first.
         fleet: the run's.
@@ -62,10 +60,9 @@ def study(model: Any, tokenizer: Any, lessons: Lessons, fleet: Fleet, arguments:
     torch.manual_seed(arguments.seed)
     rng = random.Random(f"study/{arguments.seed}")
     prompts = [_prompt(text, tokenizer) for text in lessons.texts]
-    hashed = [hashed_words(text) for text in lessons.texts]
     tasks, robots = _directions(lessons.vectors), _directions(lessons.robot_vectors)
     trained = {part: getattr(model, part) for part in ("language_model", "robot_head")}
-    tellers = _Tellers(model.config.text_config.hidden_size, model.config.word_width, tasks.shape[1])
+    tellers = _Tellers(model.config.text_config.hidden_size, tasks.shape[1])
     learning = nn.ModuleList([*trained.values(), tellers]).to(arguments.device)
     optimizer = optimizer_for(learning, arguments)
     steps = PASSES * math.ceil(len(prompts) / BATCH)
@@ -84,7 +81,6 @@ def study(model: Any, tokenizer: Any, lessons: Lessons, fleet: Fleet, arguments:
         batch = {
             "input_ids": pad_sequence([prompts[row] for row in rows], True, END_OF_TEXT_ID),
             "last": torch.tensor([len(prompts[row]) - 1 for row in rows]),
-            **hash_tasks([hashed[row] for row in rows]),
             **encode_fleet_text(Fleet(lessons.robots[place] for place in pool), tokenizer),
             "leading": lessons.leading[rows][:, pool].float().softmax(-1),
             "going": lessons.going[rows][:, pool].float().sigmoid(),
@@ -115,14 +111,13 @@ def _loss(model: Any, tellers: _Tellers, batch: dict[str, Tensor], *, behind_fle
     ).last_hidden_state  # (texts, tokens, width)
     head = model.robot_head
     state = states[torch.arange(count, device=states.device), batch["last"]]
-    words = head.word_vectors(batch["task_hashes"], batch["task_weights"])
-    losses = []
-    for leading, going in head.parts(state, words, fleet):
-        losses.append(F.cross_entropy(leading.float(), batch["leading"]))
-        losses.append(MEMBER_WEIGHT * F.binary_cross_entropy_with_logits(going.float(), batch["going"]))
+    leading, going = head.match_state(state, fleet)
+    losses = [
+        F.cross_entropy(leading.float(), batch["leading"]),
+        MEMBER_WEIGHT * F.binary_cross_entropy_with_logits(going.float(), batch["going"]),
+    ]
     for told, known in (
         (tellers.of_state(head.state_norm(state)), batch["tasks"]),
-        (tellers.of_words(words), batch["tasks"]),
         (tellers.of_robot(head.robot_norm(fleet.robot_states)), batch["robots"]),
     ):
         losses.append(VECTOR_WEIGHT * (1 - F.cosine_similarity(told.float(), known).mean()))

@@ -1,0 +1,185 @@
+"""Fits the robot head's match by words: logistic regression on hashed words, put into the form of a match.
+
+It comes last, when the language model's states of the robots no longer change. First the leaders and the members of the
+run's fleet are regressed on the words of the training tasks, to the end and with a penalty, for which a few thousand
+tasks take seconds. Then keys are found (ridge regression) that give the run's robots their weights from their states;
+robots that do the same as one of them get near its weights, and others near none. At last the match is weighed against
+the one by state on the validation tasks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from embervlm.data.collate import encode_fleet_text
+from embervlm.data.robot_fleets import other_robots
+from embervlm.data.sample import RobotSample
+from embervlm.evaluation.calibration import fit_temperature
+from embervlm.fleet import Fleet
+from embervlm.model.modeling_embervlm import normalised_by_kind
+from embervlm.selection import RobotSelector
+from embervlm.words import hashed_words, padded, rarity
+
+logger = logging.getLogger(__name__)
+
+#: Inverse strength of the penalty on the weights, as scikit-learn's ``C``.
+C = 30.0
+ITERATIONS = 120
+#: How much the states of robots count in the fit of the keys: the run's own, those that do the same, and others.
+OWN, SAME, OTHER = 100.0, 1.0, 0.1
+KEY_PENALTY = 0.1
+#: Weights of the match by words beside the one by state among which validation chooses.
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+#: With fewer validation tasks the two matches weigh the same.
+MIN_TASKS = 30
+
+
+def fit_words(selector: RobotSelector, train: Sequence[RobotSample], validation: Sequence[RobotSample]) -> None:
+    """Fit the match by words of a selector's model, in place; without tasks of its fleet the match stays silent.
+
+    Args:
+        selector: of the run's fleet, its model otherwise trained.
+        train: tasks; those of other fleets, and those that a teacher judged, are passed over.
+        validation: tasks of the run's fleet.
+    """
+    match, fleet = selector.model.robot_head.by_words, selector.fleet
+    own = [sample for sample in train if sample.fleet is None and sample.chances is None]
+    for numbers in (match.table, match.rarity, match.leader_key, match.member_key):
+        numbers.zero_()
+    if not own:
+        return
+    texts = [sample.task for sample in own]
+    match.rarity.copy_(torch.from_numpy(rarity(dict.fromkeys(texts), len(match.rarity))))
+    features = _features(texts, match)
+    leaders = torch.tensor([[(name in s.leaders) / len(s.leaders) for name in fleet.names] for s in own])
+    members = torch.tensor([[float(name in s.selected) for name in fleet.names] for s in own])
+    weights, biases = _regressed(features, leaders, members)  # (places, 2 robots), (2 robots,)
+    table, keys = _factored(weights, match.table.shape[1])  # (places, word width), (2 robots, word width)
+    match.table.copy_(table)
+    wanted = torch.cat([keys, biases[:, None]], 1)  # (2 robots, word width + 1)
+    described = _described(selector, other_robots(train, fleet))
+    robots = len(fleet)
+    match.leader_key.copy_(_key(described, wanted[:robots], fleet))
+    match.member_key.copy_(_key(described, wanted[robots:], fleet))
+    weight = _weight(selector, validation)
+    match.leader_key.mul_(weight)
+    match.member_key.mul_(weight)
+    logger.info("Words: fitted on %d tasks, weighing %.4g beside the state", len(own), weight)
+
+
+def _features(texts: Sequence[str], match: Any) -> Tensor:
+    """The texts' normalised hashed words, (texts, places), sparse."""
+    places = len(match.rarity)
+    rows, columns, values = [], [], []
+    for start in range(0, len(texts), 256):
+        hashes, weights = map(torch.from_numpy, padded([hashed_words(text) for text in texts[start : start + 256]]))
+        shares = normalised_by_kind(hashes, weights * match.rarity[hashes % places])
+        row, column = shares.nonzero(as_tuple=True)
+        rows.append(row + start)
+        columns.append(hashes[row, column] % places)
+        values.append(shares[row, column])
+    indices = torch.stack([torch.cat(rows), torch.cat(columns)])
+    return torch.sparse_coo_tensor(indices, torch.cat(values), (len(texts), places), check_invariants=True).coalesce()
+
+
+class _Product(torch.autograd.Function):
+    """A sparse matrix times weights; its transpose is made once, not at each step back."""
+
+    @staticmethod
+    def forward(context: Any, matrix: Tensor, transpose: Tensor, weights: Tensor) -> Tensor:
+        context.transpose = transpose
+        return matrix @ weights
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, context.transpose @ gradient
+
+
+def _regressed(features: Tensor, leaders: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights and biases of leading (softmax) and of going along (sigmoids): those of the leaders first."""
+    matrix, transpose = features.to_sparse_csr(), features.T.coalesce().to_sparse_csr()
+    robots = leaders.shape[1]
+    weights = torch.zeros(features.shape[1], 2 * robots, requires_grad=True)
+    biases = torch.zeros(2 * robots, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weights, biases], max_iter=ITERATIONS, history_size=10, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits: Tensor = _Product.apply(matrix, transpose, weights) + biases  # type: ignore[no-untyped-call]
+        total = F.cross_entropy(logits[:, :robots], leaders, reduction="sum")
+        total = total + F.binary_cross_entropy_with_logits(logits[:, robots:], members, reduction="sum")
+        total = total + weights.square().sum() / (2 * C)
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return weights.detach(), biases.detach()
+
+
+def _factored(weights: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """(places, outputs) as a table (places, width) times keys (outputs, width): exact where the width is enough.
+
+    Else it is the nearest such product, of the largest singular values.
+    """
+    outputs = weights.shape[1]
+    if outputs <= width:
+        return F.pad(weights, (0, width - outputs)), F.pad(torch.eye(outputs), (0, width - outputs))
+    values, vectors = torch.linalg.eigh(weights.T @ weights)  # ascending
+    keys = vectors[:, values.argsort(descending=True)[:width]]
+    return weights @ keys, keys
+
+
+def _described(selector: RobotSelector, others: Sequence[Any]) -> tuple[list[Any], Tensor]:
+    """The robots of the fleet and others, and their normalised states with a 1 behind, (robots, width + 1)."""
+    robots = [*selector.fleet, *others]
+    with torch.inference_mode():
+        state = selector.model.encode_fleet(**encode_fleet_text(Fleet(robots), selector.tokenizer))
+        states = selector.model.robot_head.robot_norm(state.robot_states)
+    return robots, F.pad(states.clone(), (0, 1), value=1.0)
+
+
+def _key(described: tuple[list[Any], Tensor], wanted: Tensor, fleet: Fleet) -> Tensor:
+    """The linear map from states, (robots, width + 1), to what is wanted of the fleet, as (outputs, width + 1)."""
+    robots, states = described
+    weights, targets = [], []
+    for robot in robots:
+        same = robot.name if robot in fleet.robots else robot.same_as
+        known = same is not None and same in fleet
+        weights.append(OWN if robot in fleet.robots else SAME if known else OTHER)
+        targets.append(wanted[fleet.index(same)] if known and same is not None else torch.zeros_like(wanted[0]))
+    x, y, w = states.double(), torch.stack(targets).double(), torch.tensor(weights, dtype=torch.float64)[:, None]
+    # In the space of the robots, of which there are few: (X X' W + p) a = y, and the map is X' W a.
+    gram = x @ (x * w).T + KEY_PENALTY * torch.eye(len(x), dtype=torch.float64)
+    found = torch.linalg.solve(gram, y)
+    key: Tensor = ((x * w).T @ found).T.float()
+    return key
+
+
+def _weight(selector: RobotSelector, validation: Sequence[RobotSample]) -> float:
+    """How much the match by words shall weigh: that which makes the validation tasks' leaders likeliest."""
+    if len(validation) < MIN_TASKS:
+        return 1.0
+    head, names = selector.model.robot_head, selector.fleet.names
+    tasks, images = [s.task for s in validation], [s.image for s in validation]
+    whole, _, _ = selector.score_clauses(tasks, images)
+    hashes, weights = map(torch.from_numpy, padded([hashed_words(task) for task in tasks]))
+    with torch.inference_mode():
+        fleet = selector.model.encode_fleet(**encode_fleet_text(selector.fleet, selector.tokenizer))
+        by_words, _ = head.match_words(head.by_words.vectors(hashes, weights), fleet)
+    labels = torch.tensor([[(name in s.leaders) / len(s.leaders) for name in names] for s in validation])
+
+    def loss(weight: float) -> float:
+        logits = whole - by_words + weight * by_words
+        return float(F.cross_entropy(logits.double() / fit_temperature(logits, labels), labels.double()))
+
+    losses = [loss(weight) for weight in WEIGHTS]
+    return WEIGHTS[int(np.argmin(losses))]
