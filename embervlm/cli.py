@@ -21,7 +21,9 @@ EXIT_USAGE = 2
 _PRESETS = ("ember", "spark")
 # As `folders.BOX_MODEL`.
 _BOX_MODEL = "spark"
-_EXPORT_FORMATS = ("compact",)
+_EXPORT_FORMATS = ("compact", "onnx")
+# As `export.write.QUANTIZE`.
+_QUANTIZE = ("none", "int8")
 _MODEL_HELP = "a trained model's folder; without it spark, the one that comes with the package"
 
 
@@ -52,6 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"embervlm {arguments.command}: {_one_line(error)}", file=sys.stderr)
         # A run that was stopped by a signal says with what it ends: 128 and the signal's number.
         return int(getattr(error, "exit_code", EXIT_FAILED))
+    except ModuleNotFoundError as error:
+        if arguments.debug or (error.name or "embervlm").partition(".")[0] == "embervlm":
+            raise
+        cure = f'{error.name} is not installed; run: pip install "embervlm[train]"'
+        print(f"embervlm {arguments.command}: {cure}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print(f"embervlm {arguments.command}: interrupted", file=sys.stderr)
         return 130
@@ -474,20 +482,47 @@ def _export_flags(parser: argparse.ArgumentParser) -> None:
         "--format",
         required=True,
         choices=_EXPORT_FORMATS,
-        help="compact: a model folder of a quarter of the size, the tables in bytes, the rest in half precision",
+        help="compact: a model folder of a quarter of the size, the tables in bytes, the rest in half precision;"
+        " onnx: graphs that answer without torch",
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="a trained model's folder")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder, or a compact one")
-    parser.add_argument("--card", type=Path, metavar="FILE", help="the card to go with it, in place of the model's own")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder, or one of the format")
+    parser.add_argument("--card", type=Path, metavar="FILE", help="compact: the card to go with it, for the model's")
+    parser.add_argument(
+        "--quantize",
+        choices=_QUANTIZE,
+        help="onnx: smaller and faster, unless it costs more than a point of leader accuracy",
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="PATH", help="onnx: robot tasks to check that on; rendered scenes without it"
+    )
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from embervlm.folders import model_folder
-    from embervlm.model.weights import save_compact
+    from embervlm.folders import load_fleet, model_folder
 
-    source = model_folder(arguments.model)
-    out = save_compact(arguments.out, source, arguments.card)
+    source, out, found = model_folder(arguments.model), arguments.out, None
+    if arguments.format == "compact":
+        if arguments.quantize is not None or arguments.data is not None:
+            raise UsageError("--quantize and --data go with --format onnx")
+        from embervlm.model.weights import save_compact
+
+        save_compact(out, source, arguments.card)
+    else:
+        quantize = arguments.quantize or "none"
+        if arguments.card is not None:
+            raise UsageError("--card goes with --format compact")
+        if arguments.data is not None and quantize == "none":
+            raise UsageError("--data goes with --quantize, whose loss is measured on it")
+        _need_extra("export", "onnx", "onnxruntime")
+        from embervlm.export.check import questions_of
+        from embervlm.export.write import save_onnx
+
+        questions = None if arguments.data is None else questions_of(arguments.data, load_fleet(source))
+        found = save_onnx(out, source, quantize, questions)
     print(f"{out}: {_megabytes(out)}, from {source} of {_megabytes(source)}")
+    if found is not None:
+        print(f"checked: {found}")
     return 0
 
 

@@ -21,6 +21,8 @@ MANIFEST = "manifest.json"
 #: The name of the trained model that comes with the package, and what a command asks that is told no other.
 BOX_MODEL = "spark"
 _BOX = Path(__file__).resolve().parent / "box"
+#: What says that a folder is of ONNX graphs, and what of them.
+ONNX_FILE = "onnx.json"
 #: What the names of folders end with that are not finished, and of those that one is about to replace.
 UNFINISHED = (".partial", ".replaced")
 
@@ -108,6 +110,11 @@ def write_manifest(folder: Path) -> None:
     temporary = folder / f".{MANIFEST}"
     temporary.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
     temporary.rename(folder / MANIFEST)
+
+
+def is_onnx(folder: str | os.PathLike[str]) -> bool:
+    """Whether a model folder is of ONNX graphs, which answer but are not trained."""
+    return (Path(folder) / ONNX_FILE).is_file()
 
 
 def is_complete(folder: str | os.PathLike[str]) -> bool:

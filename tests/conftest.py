@@ -100,8 +100,11 @@ def make_tiny() -> Callable[..., Any]:
             for name, parameter in model.language_model.named_parameters():
                 if parameter.ndim > 1 and not name.startswith("lm_head"):
                     parameter.normal_(std=0.3 * spread)
-            # As if stage 3 had counted words, without which its match by words says nothing.
-            model.robot_head.rarity.fill_(1.0)
+            # As if stage 3 had fitted the match by words, which says nothing before.
+            match = model.robot_head.by_words
+            match.rarity.fill_(1.0)
+            for numbers in (match.table, match.leader_key, match.member_key):
+                numbers.normal_()
         return model.eval()
 
     return make

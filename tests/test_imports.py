@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("preflight",),
     ("model",),
     ("prompts", "folders"),
-    ("tokens", "fleet", "words", "pixels"),
+    ("tokens", "fleet", "words", "pixels", "clauses"),
 )
 HEIGHT = {part: len(LAYERS) - place for place, layer in enumerate(LAYERS) for part in layer}
 #: The package's own names, such as its version, which any part may use.

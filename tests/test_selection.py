@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from embervlm.data.images import ImageError
@@ -23,6 +24,7 @@ from embervlm.fleet import Fleet, Robot
 from embervlm.folders import WeightsError
 from embervlm.model import EmberVLMProcessor
 from embervlm.preflight import PreflightError
+from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import (
     CALIBRATION_FILE,
     MAX_PLAN_STEPS,
@@ -60,7 +62,7 @@ def make_selector(make_tiny: Callable[..., Any], tokenizer: Any) -> Callable[...
     def make(seed: int = 0, threshold: float = 0.5, fleet: Fleet | None = None) -> RobotSelector:
         model = make_tiny(seed)
         processor = EmberVLMProcessor.for_config(model.config, tokenizer)
-        return RobotSelector(model, processor, fleet or Fleet.default(), Calibration(1.0, threshold))
+        return RobotSelector(TorchRuntime(model, processor), fleet or Fleet.default(), Calibration(1.0, threshold))
 
     return make
 
@@ -335,16 +337,16 @@ class Scripted(_Writer):
     """A writer whose model likes the tokens of ``wanted`` best, one after another, whatever it has read."""
 
     def __init__(self, selector: RobotSelector, wanted: Sequence[int]) -> None:
-        super().__init__(selector, selector._fleet_state(selector.fleet))
+        super().__init__(selector.runtime, selector.runtime.reader(selector._fleet_state(selector.fleet)))
         self.wanted, self.written = list(wanted), 0
         self.taken: list[int] = []
 
-    def read(self, ids: Sequence[int], pixels: Any = None) -> Any:
+    def read(self, ids: Sequence[int], features: Any = None) -> Any:
         self.taken += ids
         return None
 
-    def _logits(self) -> torch.Tensor:
-        logits = torch.zeros(50262)
+    def _logits(self) -> NDArray[np.float32]:
+        logits = np.zeros(50262, np.float32)
         if len(self.taken) < len(self.wanted):
             logits[self.wanted[len(self.taken)]] = 9.0
         return logits

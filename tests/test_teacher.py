@@ -26,6 +26,7 @@ from embervlm.folders import WeightsError
 from embervlm.model import EmberVLMProcessor
 from embervlm.model.weights import load_model
 from embervlm.prompts import IGNORED, robot_description
+from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import Calibration, RobotSelector
 from embervlm.tokens import CONTROL_IDS, ROBOT_SELECTION
 from embervlm.training import pipeline, teacher
@@ -244,7 +245,7 @@ def test_a_model_learns_what_it_studies(
     def right() -> list[float]:
         """The share of leaders that each of the head's matches has right, and both together."""
         # A new one each time, since a selector keeps what it has made of a fleet.
-        selector, found = RobotSelector(model, processor, FLEET, Calibration()), []
+        selector, found = RobotSelector(TorchRuntime(model, processor), FLEET, Calibration()), []
         for match in (0, 1, None):
             with pytest.MonkeyPatch.context() as patch:
                 if match is not None:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
+from embervlm.model.modeling_embervlm import normalised_by_kind
+
 #: Of the standard operators; what it has runs in every version of the runtime that the extra allows.
 OPSET = 20
 
@@ -148,34 +150,34 @@ class Language(nn.Module):
 class Words(nn.Module):
     """The vectors of texts by their hashed words."""
 
+    rarity: Tensor
+
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.head = model.robot_head
+        self.register_buffer("rarity", model.robot_head.by_words.rarity)
 
     def forward(self, rows: Tensor, places: Tensor, weights: Tensor) -> Tensor:
         """Rows of the table of words, (texts, words, word width), and where they are -> (texts, word width)."""
-        weights = F.normalize(weights * self.head.rarity[places], dim=-1)
-        return (weights[:, None] @ rows)[:, 0]
+        # The table has an even number of rows, so that a place is odd where its hash is.
+        shares = normalised_by_kind(places, weights * self.rarity[places])
+        return (shares[:, None] @ rows)[:, 0]
 
 
 class Fleet(nn.Module):
-    """What the robot head keeps of a fleet: the keys of both matches side by side, scaled."""
+    """What the robot head keeps of a fleet: the keys of both matches side by side."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.head = model.robot_head
 
-    def forward(self, states: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """(robots, width) and (robots, word width) -> leader and member keys, each (width + word width, robots)."""
-        head = self.head
-        robots = head.robot_norm(states)
-        described = torch.cat([head.description_norm(words), robots], -1)
-        keys = []
-        for part in ("leader_key", "member_key"):
-            by_state = getattr(head.by_state, part)(robots) * head.by_state.scale
-            by_words = getattr(head.by_words, part)(described) * head.by_words.scale
-            keys.append(torch.cat([by_state, by_words], -1).T)
-        return keys[0], keys[1]
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """(robots, width) -> leader and member keys, each (width + word width + 1, robots)."""
+        by_state, by_words = self.head.by_state, self.head.by_words
+        robots = self.head.robot_norm(states)
+        described = F.pad(robots, (0, 1), value=1.0)
+        leader = torch.cat([by_state.leader_key(robots) * by_state.scale, described @ by_words.leader_key.T], -1)
+        member = torch.cat([by_state.member_key(robots) * by_state.scale, described @ by_words.member_key.T], -1)
+        return leader.T, member.T
 
 
 class Selection(nn.Module):
@@ -187,12 +189,10 @@ class Selection(nn.Module):
 
     def forward(self, state: Tensor, words: Tensor, leader_keys: Tensor, member_keys: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, width), (batch, word width) and a fleet's keys -> leader and member logits, each (batch, robots)."""
-        state = self.head.state_norm(state)
-        logits = []
-        for part, keys in (("leader_query", leader_keys), ("member_query", member_keys)):
-            query = torch.cat([getattr(self.head.by_state, part)(state), getattr(self.head.by_words, part)(words)], -1)
-            logits.append(query @ keys)
-        return logits[0], logits[1]
+        state, words = self.head.state_norm(state), F.pad(words, (0, 1), value=1.0)
+        leader = torch.cat([self.head.by_state.leader_query(state), words], -1) @ leader_keys
+        member = torch.cat([self.head.by_state.member_query(state), words], -1) @ member_keys
+        return leader, member
 
 
 def graphs(model: Any) -> list[Graph]:
@@ -261,9 +261,9 @@ def graphs(model: Any) -> list[Graph]:
         Graph(
             "fleet",
             Fleet(model),
-            {"states": torch.zeros(robots, width), "words": torch.zeros(robots, word_width)},
+            {"states": torch.zeros(robots, width)},
             ["leader_keys", "member_keys"],
-            {"states": {0: "robots"}, "words": {0: "robots"}},
+            {"states": {0: "robots"}},
         ),
         Graph(
             "selection",
@@ -271,8 +271,8 @@ def graphs(model: Any) -> list[Graph]:
             {
                 "state": torch.zeros(2, width),
                 "words": torch.zeros(2, word_width),
-                "leader_keys": torch.zeros(width + word_width, robots),
-                "member_keys": torch.zeros(width + word_width, robots),
+                "leader_keys": torch.zeros(width + word_width + 1, robots),
+                "member_keys": torch.zeros(width + word_width + 1, robots),
             },
             ["leader_logits", "member_logits"],
             {

@@ -1,4 +1,4 @@
-"""The tables of a model in its ONNX graphs: exact, or a few bits a number with a scale for every 32 of a row.
+"""The tables of a model in its ONNX graphs: exact, or a few bits a number with a scale for every 32 or 16 of a row.
 
 The table of tokens is read by two graphs, from one file beside them: ``language`` looks its rows up, ``vocabulary``
 compares states with all of them.
@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from embervlm.export.graphs import OPSET
 
-#: Numbers of a row that share a scale.
-BLOCK = 32
+#: Numbers of a row that share a scale; 16 where rows are too short.
+BLOCKS = (32, 16)
 #: Operators beside the standard's that every build of the runtime has.
 CONTRIB = "com.microsoft"
 _IR_VERSION = 10
@@ -30,6 +30,7 @@ class Table:
         name: of the table and of its file.
         columns: of a row.
         bits: a number's; 32 for exact ones.
+        block: numbers of a row that share a scale; 0 for exact ones.
         numbers: (rows, columns) exact, or (rows, bytes of a row).
         scales: (rows, blocks) in half precision; None for exact ones.
     """
@@ -37,6 +38,7 @@ class Table:
     name: str
     columns: int
     bits: int
+    block: int
     numbers: NDArray[np.float32] | NDArray[np.uint8]
     scales: NDArray[np.float16] | None = None
 
@@ -47,16 +49,17 @@ class Table:
         Columns that do not fill whole blocks stay exact.
         """
         rows, columns = values.shape
-        if bits == 32 or columns % BLOCK:
-            return cls(name, columns, 32, np.ascontiguousarray(values, np.float32))
+        block = next((block for block in BLOCKS if columns % block == 0), 0)
+        if bits == 32 or not block:
+            return cls(name, columns, 32, 0, np.ascontiguousarray(values, np.float32))
         largest, zero = 2 ** (bits - 1) - 1, 2 ** (bits - 1)
-        blocks = values.reshape(rows, -1, BLOCK)
+        blocks = values.reshape(rows, -1, block)
         scales = (np.abs(blocks).max(-1) / largest).astype(np.float16)
         divisors = np.where(scales == 0, 1, scales).astype(np.float32)[..., None]
         numbers = (np.rint(blocks / divisors).clip(-largest, largest) + zero).astype(np.uint8)
         if bits == 4:
             numbers = numbers[..., 0::2] | (numbers[..., 1::2] << 4)
-        return cls(name, columns, bits, numbers.reshape(rows, -1), scales)
+        return cls(name, columns, bits, block, numbers.reshape(rows, -1), scales)
 
     @property
     def file(self) -> str:
@@ -112,7 +115,7 @@ def look_up(model: onnx.ModelProto, table: Table, ids: str, rows: str, *, beside
                 [rows],
                 domain=CONTRIB,
                 bits=table.bits,
-                block_size=BLOCK,
+                block_size=table.block,
                 gather_axis=0,
                 quantize_axis=1,
             ),
@@ -131,8 +134,8 @@ def vocabulary(table: Table) -> onnx.ModelProto:
     else:
         numbers = tensors[0]
         del numbers.dims[:]
-        blocks = table.columns // BLOCK
-        numbers.dims.extend([rows, blocks, BLOCK * table.bits // 8])
+        blocks = table.columns // table.block
+        numbers.dims.extend([rows, blocks, table.block * table.bits // 8])
         nodes = [
             _scales(table),
             helper.make_node(
@@ -143,7 +146,7 @@ def vocabulary(table: Table) -> onnx.ModelProto:
                 K=table.columns,
                 N=rows,
                 bits=table.bits,
-                block_size=BLOCK,
+                block_size=table.block,
                 accuracy_level=4,
             ),
         ]

@@ -28,6 +28,7 @@ from embervlm.folders import (
     WeightsError,
     complete_folder,
     is_complete,
+    is_onnx,
     load_fleet,
     one_line,
     read_config,
@@ -105,6 +106,10 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
         return starting_model("ember", str(folder), "none")
     if kind != "embervlm":
         raise WeightsError(f"{folder}: a model of type {kind!r}; expected embervlm, or gpt2 as the language model")
+    if is_onnx(folder):
+        raise WeightsError(
+            f"{folder}: of ONNX graphs, which embervlm select and serve run; name the folder that they were made from"
+        )
     if is_compact(folder):
         return _load_compact(folder)
     try:

@@ -1,4 +1,4 @@
-"""Runs a model folder of ONNX graphs with onnxruntime and numpy alone: what selection asks, without torch.
+"""Runs a model folder of ONNX graphs by onnxruntime and numpy alone: what selection asks, without torch.
 
 ``export`` writes such folders. The graphs are opened when they are first needed, so that the first answer comes soon.
 """
@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from embervlm.folders import WeightsError, is_complete, one_line, verify_folder
+from embervlm.folders import ONNX_FILE, WeightsError, is_complete, one_line, verify_folder
 from embervlm.pixels import to_pixels
+from embervlm.preflight import check_prompt_version
+from embervlm.runtime.base import Floats
 from embervlm.tokens import CONTROL_IDS, IMAGE, VOCABULARY, BytePairTokenizer, TokenizerError
 from embervlm.words import padded
 
-ONNX_FILE = "onnx.json"
 MERGES_FILE = "merges.txt"
 FORMAT = "embervlm-onnx"
 VERSION = 1
@@ -52,8 +53,6 @@ _LIMITS = {
 }
 #: Robots whose descriptions are encoded together.
 _ROBOTS_AT_ONCE = 16
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class OnnxFleet:
     """What is kept of a fleet.
 
     Attributes:
-        leader_keys, member_keys: of the robot head, (width + word width, robots).
+        leader_keys, member_keys: of both matches of the robot head, (width + word width + 1, robots).
         kept: the keys and values of all descriptions' tokens, by the names of the graph's inputs.
     """
 
@@ -153,6 +152,7 @@ class OnnxRuntime:
 
     Raises:
         WeightsError: the folder is incomplete, damaged, or of another kind; or onnxruntime is not installed.
+        PreflightError: the model was trained with another wording.
     """
 
     def __init__(self, folder: str | os.PathLike[str], threads: int | None = None) -> None:
@@ -164,6 +164,7 @@ class OnnxRuntime:
         for name in GRAPHS:
             _check_size(self.folder / f"{name}.onnx", MAX_GRAPH_BYTES)
         _check_size(self.folder / MERGES_FILE, MAX_MERGES_BYTES)
+        check_prompt_version(self.description.prompt_version)
         verify_folder(self.folder, exact=True)
         try:
             merges = (self.folder / MERGES_FILE).read_text(encoding="utf-8")
@@ -189,13 +190,12 @@ class OnnxRuntime:
         told = self.description
         return to_pixels(picture, (told.image_size, told.image_size), told.image_mean, told.image_std)
 
-    def encode_fleet(self, texts: Sequence[Sequence[int]], words: Sequence[Mapping[int, float]]) -> OnnxFleet:
-        """Encode a fleet's descriptions, each on its own.
+    def see(self, pixels: Sequence[Floats]) -> list[Floats]:
+        """The features of pictures, each (visual tokens, width)."""
+        return list(self._run("vision", {"pixels": np.stack(pixels)})[0])
 
-        Args:
-            texts: each description's token ids.
-            words: each description's hashed words.
-        """
+    def encode_fleet(self, texts: Sequence[Sequence[int]]) -> OnnxFleet:
+        """Encode a fleet's descriptions, given as token ids, each on its own."""
         told, heads = self.description, self.description.heads
         nothing = OnnxFleet(np.empty(0, np.float32), np.empty(0, np.float32), self._no_fleet())
         states: list[Floats] = []
@@ -213,28 +213,22 @@ class OnnxRuntime:
             )  # (fleet tokens, heads, head width)
             kept[f"fleet_keys.{layer}"] = np.ascontiguousarray(keys.transpose(1, 2, 0))
             kept[f"fleet_values.{layer}"] = np.ascontiguousarray(values.transpose(1, 0, 2))
-        leader_keys, member_keys = self._run(
-            "fleet", {"states": np.concatenate(states), "words": self._word_vectors(words)}
-        )
+        leader_keys, member_keys = self._run("fleet", {"states": np.concatenate(states)})
         return OnnxFleet(leader_keys, member_keys, kept)
 
-    def states(self, prompts: Sequence[Sequence[int]], pixels: Sequence[Floats | None], fleet: OnnxFleet) -> Floats:
-        """The states at the ends of several prompts, (prompts, width); ``pixels`` has each one's picture, or None."""
-        return self._read(prompts, pixels, fleet)[0]
+    def states(self, prompts: Sequence[Sequence[int]], features: Sequence[Floats | None], fleet: OnnxFleet) -> Floats:
+        """The states at the ends of prompts that are read together, (prompts, width)."""
+        return self._read(prompts, features, fleet)[0]
 
     def match(self, states: Floats, words: Sequence[Mapping[int, float]], fleet: OnnxFleet) -> tuple[Floats, Floats]:
-        """Who leads and who goes along: leader and member logits, each (tasks, robots).
-
-        Args:
-            states: at ``<|robot_selection|>``, (tasks, width).
-            words: each task's hashed words.
-            fleet: in use.
-        """
+        """Who leads and who goes along: leader and member logits, each (tasks, robots)."""
+        hashes, weights = padded(words)
+        (vectors,) = self._run("words", {"places": hashes % self.description.word_places, "weights": weights})
         leader, member = self._run(
             "selection",
             {
                 "state": states,
-                "words": self._word_vectors(words),
+                "words": vectors,
                 "leader_keys": fleet.leader_keys,
                 "member_keys": fleet.member_keys,
             },
@@ -244,11 +238,6 @@ class OnnxRuntime:
     def reader(self, fleet: OnnxFleet) -> OnnxReader:
         """What reads one text behind a fleet."""
         return OnnxReader(self, fleet)
-
-    def _word_vectors(self, words: Sequence[Mapping[int, float]]) -> Floats:
-        hashes, weights = padded(words)
-        (vectors,) = self._run("words", {"places": hashes % self.description.word_places, "weights": weights})
-        return vectors
 
     def _no_fleet(self) -> dict[str, Floats]:
         told, depth = self.description, self.description.width // self.description.heads
@@ -261,7 +250,7 @@ class OnnxRuntime:
     def _read(
         self,
         prompts: Sequence[Sequence[int]],
-        pixels: Sequence[Floats | None],
+        features: Sequence[Floats | None],
         fleet: OnnxFleet,
         position: int = 0,
         before: Mapping[str, Floats] | None = None,
@@ -277,15 +266,13 @@ class OnnxRuntime:
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = prompt
         places = np.full(ids.shape, -1, np.int64)
-        pictures = [each for each in pixels if each is not None]
-        features = np.zeros((1, told.width), np.float32)
-        if pictures:
+        seen = [each for each in features if each is not None]
+        visual = np.concatenate(seen) if seen else np.zeros((1, told.width), np.float32)  # (visual tokens, width)
+        if seen:
             at_pictures = ids == CONTROL_IDS[IMAGE]
-            expected = len(pictures) * told.image_tokens
-            if int(at_pictures.sum()) != expected:
-                raise ValueError(f"{int(at_pictures.sum())} image tokens in the text, but {expected} visual tokens")
-            places[at_pictures] = np.arange(expected)
-            features = self._run("vision", {"pixels": np.stack(pictures)})[0].reshape(expected, told.width)
+            if int(at_pictures.sum()) != len(visual):
+                raise ValueError(f"{int(at_pictures.sum())} image tokens in the text, but {len(visual)} visual tokens")
+            places[at_pictures] = np.arange(len(visual))
         if before is None:
             nothing = np.zeros((len(prompts), 0, told.width), np.float32)
             before = {f"{part}_before.{n}": nothing for n in range(told.layers) for part in ("keys", "values")}
@@ -294,7 +281,7 @@ class OnnxRuntime:
             {
                 "ids": ids,
                 "places": places,
-                "features": features,
+                "features": visual,
                 "positions": np.broadcast_to(np.arange(position, position + longest), ids.shape).clip(
                     max=told.positions - 1
                 ),
@@ -371,10 +358,10 @@ class OnnxReader:
         }
         self._length = 0
 
-    def read(self, ids: Sequence[int], position: int, pixels: Floats | None = None) -> Floats:
+    def read(self, ids: Sequence[int], position: int, features: Floats | None = None) -> Floats:
         """Take in tokens that stand at ``position`` and after it; returns the state at the last of them, (1, width)."""
         before = {name: kept[:, : self._length] for name, kept in self._kept.items()}
-        state, new = self._model._read([ids], [pixels], self._fleet, position, before)
+        state, new = self._model._read([ids], [features], self._fleet, position, before)
         end = self._length + len(ids)
         for kept, tensor in zip(self._kept.values(), new, strict=True):
             kept[:, self._length : end] = tensor
@@ -386,11 +373,6 @@ class OnnxReader:
         (logits,) = self._model._run("vocabulary", {"state": state})
         found: Floats = logits[0]
         return found
-
-
-def is_onnx(folder: Path) -> bool:
-    """Whether a model folder is of ONNX graphs."""
-    return (folder / ONNX_FILE).is_file()
 
 
 def threads_from_environment() -> int:
@@ -415,7 +397,7 @@ Signature = tuple[_Tensors, _Tensors]
 def signatures(told: Description) -> dict[str, Signature]:
     """The inputs and outputs of each graph: type and shape, None where an axis varies."""
     floats, places = "tensor(float)", "tensor(int64)"
-    width, depth, both = told.width, told.width // told.heads, told.width + told.word_width
+    width, depth, both = told.width, told.width // told.heads, told.width + told.word_width + 1
     rows: tuple[str, list[int | None]] = (places, [None, None])
     kept: _Tensors = {}
     new: _Tensors = {}
@@ -441,7 +423,7 @@ def signatures(told: Description) -> dict[str, Signature]:
             {"places": rows, "weights": (floats, [None, None])},
             {"vectors": (floats, [None, told.word_width])},
         ),
-        "fleet": ({"states": (floats, [None, width]), **words}, keys),
+        "fleet": ({"states": (floats, [None, width])}, keys),
         "selection": (
             {**state, **words, **keys},
             {"leader_logits": (floats, [None, None]), "member_logits": (floats, [None, None])},

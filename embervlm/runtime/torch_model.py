@@ -73,9 +73,7 @@ class TorchRuntime:
         return state
 
     @torch.inference_mode()
-    def states(
-        self, prompts: Sequence[Sequence[int]], features: Sequence[Tensor | None], fleet: FleetState
-    ) -> Tensor:
+    def states(self, prompts: Sequence[Sequence[int]], features: Sequence[Tensor | None], fleet: FleetState) -> Tensor:
         """The states at the ends of prompts that are read together, (prompts, width)."""
         ids = _padded(prompts)
         seen = [each for each in features if each is not None]
@@ -89,9 +87,7 @@ class TorchRuntime:
         return states[torch.arange(len(prompts)), torch.tensor([len(prompt) - 1 for prompt in prompts])]
 
     @torch.inference_mode()
-    def match(
-        self, states: Tensor, words: Sequence[Mapping[int, float]], fleet: FleetState
-    ) -> tuple[Floats, Floats]:
+    def match(self, states: Tensor, words: Sequence[Mapping[int, float]], fleet: FleetState) -> tuple[Floats, Floats]:
         """Who leads and who goes along: leader and member logits, each (tasks, robots)."""
         hashes, weights = padded(words)
         vectors = self.model.robot_head.by_words.vectors(torch.from_numpy(hashes), torch.from_numpy(weights))
