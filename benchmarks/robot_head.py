@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from embervlm.data.robot_loader import read_robot_tasks
 from embervlm.evaluation.metrics import exact_set, leader_accuracy
+from embervlm.model.modeling_embervlm import FleetState
 from embervlm.selection import RobotSelector
-
-#: By the place in ``RobotHead.parts``; None adds the two, as the model does.
-MATCHES: dict[str, int | None] = {"state alone": 0, "words alone": 1, "both": None}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,26 +26,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     selector = RobotSelector.from_pretrained(options.model)
     samples = read_robot_tasks(options.data, selector.fleet)
-    for name, match in MATCHES.items():
-        head = selector.model.robot_head
-        if match is not None:
-            _keep(head, match)
-        else:
-            head.__dict__.pop("forward", None)
+    head = selector.model.robot_head
+    both = head.forward
+    ways: dict[str, Callable[[Tensor, Tensor, FleetState], tuple[Tensor, Tensor]]] = {
+        "state alone": lambda state, words, fleet: head.match_state(state, fleet),
+        "words alone": lambda state, words, fleet: head.match_words(words, fleet),
+        "both": both,
+    }
+    for name, way in ways.items():
+        head.forward = way
         logits = selector.score([sample.task for sample in samples], [sample.image for sample in samples])
         sent = selector.selected_names(*logits, [sample.image is not None for sample in samples])
         leader = leader_accuracy([names[0] for names in sent], [sample.leaders for sample in samples])
         exact = exact_set(sent, [sample.selected for sample in samples])
         sys.stdout.write(f"{name:<12} leader {leader:.1%}, exact set {exact:.1%} of {len(samples)} tasks\n")
     return 0
-
-
-def _keep(head: Any, match: int) -> None:
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        leader, member = head.parts(*inputs)[match]
-        return leader, member
-
-    head.forward = forward
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 on success, 1 on a failed check or run, 2 on bad usage.
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    parser = _parser(next((word for word in given if not word.startswith("-")), None))
+    arguments = parser.parse_args(given)
     _set_up_logging()
     # Read when these libraries are first imported: their own bars and lines would stand between ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -72,13 +73,15 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: str | None = None) -> argparse.ArgumentParser:
+    """The parser; of a subcommand that is asked for, its flags alone, since those of others take imports."""
     parser = _Parser(prog="embervlm", description="Select the robots of a fleet for a scene and a task.")
     parser.add_argument("--version", action="version", version=f"embervlm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (help_text, add_flags, run) in _COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
-        add_flags(command)
+        if asked is None or asked == name:
+            add_flags(command)
         command.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
         command.set_defaults(run=run, command=name)
     return parser

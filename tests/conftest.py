@@ -92,7 +92,11 @@ def make_tiny() -> Callable[..., Any]:
     ) -> Any:
         torch.manual_seed(seed)
         config = EmberVLMConfig(
-            vision_config=TINY_VISION | (vision or {}), text_config=TINY_TEXT | text, tie_word_embeddings=tied
+            vision_config=TINY_VISION | (vision or {}),
+            text_config=TINY_TEXT | text,
+            tie_word_embeddings=tied,
+            word_places=1024,
+            word_width=8,
         )
         model = EmberVLMForConditionalGeneration(config)
         # Weights as small as GPT-2's would make every place of so narrow a model look alike.
@@ -100,11 +104,11 @@ def make_tiny() -> Callable[..., Any]:
             for name, parameter in model.language_model.named_parameters():
                 if parameter.ndim > 1 and not name.startswith("lm_head"):
                     parameter.normal_(std=0.3 * spread)
-            # As if stage 3 had fitted the match by words, which says nothing before.
-            match = model.robot_head.by_words
-            match.rarity.fill_(1.0)
-            for numbers in (match.table, match.leader_key, match.member_key):
-                numbers.normal_()
+            # As if it had been fitted, without which the match by words says nothing.
+            by_words = model.robot_head.by_words
+            by_words.rarity.fill_(1.0)
+            for numbers in (by_words.table, by_words.leader_key, by_words.member_key):
+                numbers.normal_(std=0.3)
         return model.eval()
 
     return make

@@ -29,7 +29,7 @@ from embervlm.selection import RobotSelector
 MOST_BYTES = 15_000_000
 CALIBRATION = '{"temperature": 1.5, "member_threshold": 0.25, "samples": 7}\n'
 TOKENS = "language_model.transformer.wte.weight"
-WORDS = "robot_head.words.weight"
+WORDS = "robot_head.by_words.table"
 NO_MODEL = "this installation carries no trained model; name the folder of one, which embervlm train makes"
 
 
@@ -120,7 +120,7 @@ def test_a_compact_folder_has_what_a_model_needs_and_no_tokenizer(compact: Path)
             assert kind == "F32"
         elif name.endswith("num_batches_tracked"):
             assert kind == "I64"
-    assert kinds["projector.up.weight"] == kinds["robot_head.rarity"] == "F16"
+    assert kinds["projector.up.weight"] == kinds["robot_head.by_words.rarity"] == "F16"
     # Whoever uses the package may read it, not only who installed it.
     assert (compact / "model.safetensors").stat().st_mode & stat.S_IRUSR
     assert (compact / "model.safetensors").stat().st_mode == (compact / "config.json").stat().st_mode

@@ -116,6 +116,10 @@ def check_contract(selection: Selection, names: Sequence[str], *, reason: bool, 
 
 
 @pytest.mark.parametrize("reason", [True, False], ids=["reason", "no reason"])
+def softmax(logits: NDArray[np.float32]) -> torch.Tensor:
+    return torch.softmax(torch.from_numpy(logits).double(), -1)
+
+
 @pytest.mark.parametrize("with_picture", [True, False], ids=["picture", "no picture"])
 def test_every_answer_keeps_the_contract(
     selectors: list[RobotSelector], picture: Path, reason: bool, with_picture: bool
@@ -178,7 +182,7 @@ def test_select_and_score_agree(selectors: list[RobotSelector], picture: Path, w
         names = selector.selected_names(leaders, members, [with_picture] * len(TASKS))
         for task, image, row, selected in zip(TASKS, images, leaders, names, strict=True):
             selection = selector.select(task, image, reason=False)
-            expected = dict(zip(selector.fleet.names, torch.softmax(row.double(), -1).tolist(), strict=True))
+            expected = dict(zip(selector.fleet.names, softmax(row).tolist(), strict=True))
             for robot in selection.robots:
                 assert robot.confidence == pytest.approx(expected[robot.robot], abs=1e-5)
             assert selection.selected == selected
@@ -189,14 +193,12 @@ def test_calibration_tempers_the_confidence_and_sets_the_threshold(
 ) -> None:
     selector = make_selector(1)
     leaders, members = selector.score(TASKS[:1], [None])
-    going = torch.sigmoid(members.double())[0].tolist()
+    going = torch.sigmoid(torch.from_numpy(members).double())[0].tolist()
     leader = int(leaders[0].argmax())
     for temperature, threshold in ((0.5, sum(sorted(going)[1:3]) / 2), (3.0, 0.999)):
         selector.calibration = Calibration(temperature, threshold, 9)
         selection = selector.select(TASKS[0], reason=False)
-        assert selection.confidence == pytest.approx(
-            float(torch.softmax(leaders[0].double() / temperature, -1).max()), abs=1e-5
-        )
+        assert selection.confidence == pytest.approx(float(softmax(leaders[0] / temperature).max()), abs=1e-5)
         expected = {NAMES[leader]} | {name for name, p in zip(NAMES, going, strict=True) if p >= threshold}
         assert set(selection.selected) == expected
 
@@ -495,7 +497,7 @@ def test_tasks_with_a_picture_have_a_calibration_of_their_own(
     for image, temperature, robots in ((None, 3.0, 1), (picture, 0.5, 5)):
         leaders, members = selector.score(TASKS[:1], [image])
         selection = selector.select(TASKS[0], image, reason=False, coverage=0.9)
-        expected = torch.softmax(leaders[0].double() / temperature, -1)
+        expected = softmax(leaders[0] / temperature)
         assert selection.confidence == pytest.approx(float(expected.max()), abs=1e-5)
         assert len(selection.selected) == robots and len(selection.candidates or ()) == robots
         assert selector.selected_names(leaders, members, [image is not None]) == [selection.selected]

@@ -231,7 +231,6 @@ def test_a_model_learns_what_it_studies(
     monkeypatch.setattr(studying, "PASSES", 60)
     monkeypatch.setattr(studying, "BATCH", 20)
     model = make_tiny()
-    pipeline._tell_rarity(model, TASKS, FLEET)
     # A teacher that is sure of everybody, and whose vectors are as many directions as there are jobs.
     leaders = torch.tensor([NAMES.index(task.leaders[0]) for task in TASKS])
     sure = 12 * F.one_hot(leaders, 5) - 6.0
@@ -242,25 +241,22 @@ def test_a_model_learns_what_it_studies(
     processor = EmberVLMProcessor.for_config(model.config, tokenizer)
     head = model.robot_head
 
-    def right() -> list[float]:
-        """The share of leaders that each of the head's matches has right, and both together."""
-        # A new one each time, since a selector keeps what it has made of a fleet.
-        selector, found = RobotSelector(TorchRuntime(model, processor), FLEET, Calibration()), []
-        for match in (0, 1, None):
-            with pytest.MonkeyPatch.context() as patch:
-                if match is not None:
-                    patch.setattr(head, "forward", lambda *inputs, match=match: head.parts(*inputs)[match])
-                logits, _ = selector.score([task.task for task in TASKS], [None] * len(TASKS))
-            found.append(float((logits.argmax(-1) == leaders).float().mean()))
-        return found
+    head.by_words.table.zero_()  # so that the match by state answers alone
 
-    assert max(right()) < 0.6
+    def right() -> float:
+        """The share of leaders that the head has right."""
+        # A new one each time, since a selector keeps what it has made of a fleet.
+        selector = RobotSelector(TorchRuntime(model, processor), FLEET, Calibration())
+        logits, _ = selector.score([task.task for task in TASKS], [None] * len(TASKS))
+        return float((logits.argmax(-1) == leaders.numpy()).mean())
+
+    assert right() < 0.6
     study(model, tokenizer, lessons, FLEET, arguments)
-    assert min(right()) > 0.9
+    assert right() > 0.9
     # What it looks with is as it was.
     assert all(torch.equal(tensor, frozen[name]) for name, tensor in model.vision.state_dict().items())
     again = make_tiny()
-    pipeline._tell_rarity(again, TASKS, FLEET)
+    again.robot_head.by_words.table.zero_()
     study(again, tokenizer, lessons, FLEET, arguments)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
 
@@ -444,13 +440,12 @@ def test_stage_3_learns_from_a_teacher(
     assert asked[0] == encoder and asked[1:] == (128, pytest.approx(0.02, rel=0.05))
     assert not start.config.language_pretrained and not end.config.language_pretrained
 
-    # The head knows which words are rare among the training tasks as written and the robots, and no others.
-    assert not start.robot_head.rarity.any()
-    held_out = {sample.task for sample in pipeline.load_robot_tasks(tmp_path / "data", FLEET, variants=1).validation}
-    texts = [task.task for task in TASKS if task.task not in held_out]
-    counted = rarity([*texts, *map(robot_description, FLEET)], len(end.robot_head.rarity))
-    assert len(texts) == 36
-    torch.testing.assert_close(end.robot_head.rarity, torch.from_numpy(counted), rtol=1e-6, atol=0)
+    # The match by words has been fitted, on the training tasks and their rewordings and no others.
+    match = end.robot_head.by_words
+    assert not start.robot_head.by_words.table.any() and match.table.any()
+    data = pipeline.load_robot_tasks(tmp_path / "data", FLEET, variants=2)
+    counted = rarity({sample.task for sample in data.train}, len(match.rarity))
+    torch.testing.assert_close(match.rarity, torch.from_numpy(counted), rtol=1e-6, atol=0)
 
     # What is there already is not made again.
     shutil.rmtree(final)
@@ -459,17 +454,6 @@ def test_stage_3_learns_from_a_teacher(
     with caplog.at_level(logging.INFO, logger="embervlm"):
         pipeline.run(settings(output, tmp_path / "data", *more, "--resume", "auto"))
     assert f"{len(lines)} judged texts are in {output / 'stage3' / pipeline.TAUGHT_FILE} already" in caplog.text
-
-
-def test_what_the_head_was_told_of_rare_words_stays(make_tiny: Callable[..., Any]) -> None:
-    model = make_tiny()
-    known = model.robot_head.rarity
-    known.zero_()
-    known[:100] = 7
-    pipeline._tell_rarity(model, TASKS, FLEET)
-    counted = rarity([*(task.task for task in TASKS), *map(robot_description, FLEET)], len(known))
-    assert known[:100].tolist() == [7] * 100
-    assert known[100:].tolist() == counted[100:].tolist() and counted[100:].any()
 
 
 def test_minilm_where_it_is_installed() -> None:

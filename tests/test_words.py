@@ -12,17 +12,35 @@ from embervlm.words import hashed_words, padded, rarity
 
 
 def crc(term: str) -> int:
-    return zlib.crc32(term.encode())
+    """The hash of a word or a pair, which is even, or of a part of a word, marked with #, which is odd."""
+    return zlib.crc32(term[1:].encode()) | 1 if term.startswith("#") else zlib.crc32(term.encode()) & ~1
 
 
 def test_a_text_is_its_words_pairs_and_parts() -> None:
-    # Parts have three to five letters, the marks of the word's ends among them; a whole short word is one, too.
-    terms = ["go", "up", "go up", "#<go", "#go>", "#<go>", "#<up", "#up>", "#<up>"]
+    # Parts have two to five letters, the marks of the word's ends among them; a whole short word is one, too.
+    ends = ["#<g", "#go", "#o>", "#<u", "#up", "#p>"]
+    terms = ["go", "up", "go up", *ends, "#<go", "#go>", "#<go>", "#<up", "#up>", "#<up>"]
     assert hashed_words("Go up!") == {crc(term): 1.0 for term in terms}
     assert list(hashed_words("Go up!"))[:3] == [crc("go"), crc("up"), crc("go up")]
-    pipe = ["pipe", "#<pi", "#pip", "#ipe", "#pe>", "#<pip", "#pipe", "#ipe>", "#<pipe", "#pipe>"]
+    pipe = [
+        "pipe",
+        "#<p",
+        "#pi",
+        "#ip",
+        "#pe",
+        "#e>",
+        "#<pi",
+        "#pip",
+        "#ipe",
+        "#pe>",
+        "#<pip",
+        "#pipe",
+        "#ipe>",
+        "#<pipe",
+        "#pipe>",
+    ]
     assert hashed_words("pipe") == {crc(term): 1.0 for term in pipe}
-    assert hashed_words("a") == {crc("a"): 1.0, crc("#<a>"): 1.0}
+    assert hashed_words("a") == {crc("a"): 1.0, crc("#<a"): 1.0, crc("#a>"): 1.0, crc("#<a>"): 1.0}
 
 
 def test_what_occurs_more_often_weighs_by_its_logarithm() -> None:
@@ -30,9 +48,7 @@ def test_what_occurs_more_often_weighs_by_its_logarithm() -> None:
     assert found == {
         crc("up"): 1 + math.log(3),
         crc("up up"): 1 + math.log(2),
-        crc("#<up"): 1 + math.log(3),
-        crc("#up>"): 1 + math.log(3),
-        crc("#<up>"): 1 + math.log(3),
+        **{crc(part): 1 + math.log(3) for part in ("#<u", "#up", "#p>", "#<up", "#up>", "#<up>")},
     }
 
 
@@ -46,7 +62,7 @@ def test_case_and_punctuation_do_not_count_and_order_does() -> None:
 
 
 def test_rarity_by_hand() -> None:
-    rows = 1_000_003  # so many that no two terms share a row here
+    rows = 2**22  # so many that no two terms share a row here
     texts = ["go up", "go on", "go", "up up"]
     found = rarity(iter(texts), rows)
     assert found.dtype == np.float32 and found.shape == (rows,)
@@ -59,11 +75,11 @@ def test_rarity_by_hand() -> None:
     assert of("up") == pytest.approx(math.log(5 / 3) + 1)
     # What a single text has, or none, tells nothing.
     assert of("on") == of("go up") == of("up up") == of("never") == 0
-    assert int((found > 0).sum()) == 2 * 4
+    assert int((found > 0).sum()) == 2 * 7
     assert float(rarity(["go", "go", "go"], rows)[crc("go") % rows]) == 1
-    assert not rarity([], 7).any()
-    # Rows that several terms share count the texts that have any of them.
-    assert rarity(texts, 1).tolist() == [1]
+    assert not rarity([], 8).any()
+    # Rows that several terms share count the texts that have any of them; words and their parts share none.
+    assert rarity(texts, 2).tolist() == [1, 1]
 
 
 def test_texts_are_filled_up_with_weights_of_nothing() -> None:

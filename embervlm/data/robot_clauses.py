@@ -20,10 +20,12 @@ from embervlm.data.sample import RobotSample, normalise_task
 CLAUSE = ", clause "
 #: Letters by which two forms of a word are taken for one.
 STEM_LETTERS = 5
-_COMMON_WORDS = frozenset(
-    ("the", "a", "an", "and", "to", "of", "in", "on", "at", "for", "with", "from", "it", "its", "is", "are", "be", "as")
-    + ("by", "that", "this", "then", "into", "up", "out", "over", "down", "off", "our", "their", "his", "her")
-)
+# fmt: off
+_COMMON_WORDS = frozenset({
+    "the", "a", "an", "and", "to", "of", "in", "on", "at", "for", "with", "from", "it", "its", "is", "are", "be",
+    "as", "by", "that", "this", "then", "into", "up", "out", "over", "down", "off", "our", "their", "his", "her",
+})
+# fmt: on
 
 
 def is_clause(sample: RobotSample) -> bool:

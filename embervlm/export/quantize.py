@@ -26,6 +26,8 @@ def in_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     with tempfile.TemporaryDirectory(prefix="embervlm-export-") as folder:
         exact, smaller = Path(folder) / "exact.onnx", Path(folder) / "bytes.onnx"
+        # The library would warn of shapes that were not inferred, which what is quantised here does without.
+        helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
         onnx.save(model, exact)
         quantize_dynamic(
             exact,

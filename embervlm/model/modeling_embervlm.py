@@ -446,7 +446,7 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             at_selection = states[torch.arange(batch, device=states.device), selection_index]  # (batch, width)
             leading, going = self.robot_head.match_state(at_selection, fleet)
             if fleet_mask is not None:
-                least = torch.finfo(states.dtype).min / 4
+                least = torch.finfo(states.dtype).min / 4  # so that more can be added to it
                 leading, going = leading.masked_fill(~fleet_mask, least), going.masked_fill(~fleet_mask, least)
             result.leader_logits, result.member_logits = leading, going
             if leader_labels is not None:

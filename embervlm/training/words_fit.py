@@ -10,6 +10,7 @@ the one by state on the validation tasks.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,7 +105,9 @@ class _Product(torch.autograd.Function):
 
 def _regressed(features: Tensor, leaders: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     """The weights and biases of leading (softmax) and of going along (sigmoids): those of the leaders first."""
-    matrix, transpose = features.to_sparse_csr(), features.T.coalesce().to_sparse_csr()
+    with warnings.catch_warnings():  # torch says that its sparse rows are a beta feature; the tests hold them to
+        warnings.simplefilter("ignore", UserWarning)  # scikit-learn's numbers
+        matrix, transpose = features.to_sparse_csr(), features.T.coalesce().to_sparse_csr()
     robots = leaders.shape[1]
     weights = torch.zeros(features.shape[1], 2 * robots, requires_grad=True)
     biases = torch.zeros(2 * robots, requires_grad=True)

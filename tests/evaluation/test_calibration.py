@@ -109,7 +109,7 @@ def test_a_selector_is_calibrated_for_its_fleet(
         return
     # On the tasks themselves the thresholds cover at least what was asked.
     leaders, _ = selector.score([s.task for s in samples], [None] * tasks)
-    leading = torch.softmax(leaders.double() / calibration.temperature, -1).tolist()
+    leading = torch.softmax(torch.from_numpy(leaders).double() / calibration.temperature, -1).tolist()
     for coverage in (0.5, 0.75, 0.9, 0.99):
         chosen = [selector.prediction_set(row, coverage) for row in leading]
         right = sum(s.leaders[0] in names for s, names in zip(samples, chosen, strict=True))

@@ -15,14 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
-from embervlm.data.collate import encode_fleet_text, hash_tasks
+from embervlm.data.collate import encode_fleet_text
 from embervlm.fleet import Fleet, Robot
 from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, preset_config
 from embervlm.model.modeling_embervlm import FleetState
 from embervlm.model.weights import save_folder
 from embervlm.prompts import IGNORED, chat_pieces, encode, robot_description, task_pieces
 from embervlm.tokens import CONTROL_IDS, VOCABULARY, encode_text
-from embervlm.words import hashed_words
 
 IMAGE_ID = CONTROL_IDS["<|image|>"]
 FLEET = Fleet(
@@ -52,11 +51,6 @@ def spark_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_folder(folder, spark, EmberVLMProcessor.for_config(spark.config), Fleet.default())
 
 
-def task_hashes(*tasks: str) -> dict[str, Tensor]:
-    """The hashed words of tasks as the model takes them."""
-    return hash_tasks([hashed_words(task) for task in tasks])
-
-
 def picture_ids(model: Any, text: list[int]) -> Tensor:
     """One prompt with a picture's places before ``text``."""
     return torch.tensor([[IMAGE_ID] * model.image_tokens + text])
@@ -66,9 +60,9 @@ def test_ember_is_of_the_size_that_it_is_called() -> None:
     with torch.device("meta"):
         ember = EmberVLMForConditionalGeneration(preset_config("ember"))
         spark = EmberVLMForConditionalGeneration(preset_config("spark"))
-    assert (ember.num_parameters(), spark.num_parameters()) == (37_387_552, 11_374_932)
+    assert (ember.num_parameters(), spark.num_parameters()) == (36_834_400, 8_216_724)
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    assert "- `ember`: 37.4M parameters" in readme and "- `spark`: 11.4M parameters" in readme
+    assert "- `ember`: 36.8M parameters" in readme and "- `spark`: 8.2M parameters" in readme
     assert (ember.image_tokens, spark.image_tokens) == (49, 16)
     text = ember.config.text_config
     assert (text.n_layer, text.n_embd, text.n_head, text.n_positions) == (6, 384, 6, 1024)
@@ -102,10 +96,7 @@ def test_saving_and_loading_changes_nothing(make_tiny: Callable[..., Any], tmp_p
         inputs = {
             "fleet_input_ids": torch.tensor([[5, 6], [7, 8]]),
             "fleet_lengths": torch.tensor([2, 1]),
-            "fleet_hashes": torch.tensor([[3, 4], [5, 0]]),
-            "fleet_weights": torch.tensor([[1.0, 2.0], [1.0, 0.0]]),
             "selection_index": torch.tensor([6]),
-            **task_hashes("Look around."),
             "pixel_values": pixels,
         }
         # Loaded tensors lie in the file's own mapped pages, less aligned than torch's, which moves the last bit of some
@@ -224,10 +215,7 @@ def test_the_losses_of_a_selection_are_those_of_its_parts(model: Any, tokenizer:
     leaders = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
     members = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
     parts: list[tuple[Tensor, Tensor]] = []
-    hooks = [
-        match.register_forward_hook(lambda _module, _given, logits: parts.append(logits))
-        for match in (model.robot_head.by_state, model.robot_head.by_words)
-    ]
+    hook = model.robot_head.by_state.register_forward_hook(lambda _module, _given, logits: parts.append(logits))
     with torch.no_grad():
         outputs = model(
             ids,
@@ -235,21 +223,15 @@ def test_the_losses_of_a_selection_are_those_of_its_parts(model: Any, tokenizer:
             selection_index=torch.tensor([3, 2]),
             leader_labels=leaders,
             member_labels=members,
-            **task_hashes("Look into the pipe.", "Tow it."),
             **encode_fleet_text(FLEET, tokenizer),
         )
-    for hook in hooks:
-        hook.remove()
-    # Each match has its own loss, while what is answered is the sum of their logits.
-    (leader, member), (leader_by_words, member_by_words) = parts
-    assert torch.equal(outputs.leader_logits, leader + leader_by_words)
-    assert torch.equal(outputs.member_logits, member + member_by_words)
-    expected = sum(-(leaders * torch.log_softmax(each, -1)).sum(1).mean() for each in (leader, leader_by_words))
+    hook.remove()
+    ((leader, member),) = parts
+    assert torch.equal(outputs.leader_logits, leader) and torch.equal(outputs.member_logits, member)
+    expected = -(leaders * torch.log_softmax(leader, -1)).sum(1).mean()
     assert float(outputs.leader_loss) == pytest.approx(float(expected), rel=1e-5)
-    wrong = torch.zeros(())
-    for each in (member, member_by_words):
-        going = torch.sigmoid(each)
-        wrong -= (members * going.log() + (1 - members) * (1 - going).log()).mean()
+    going = torch.sigmoid(member)
+    wrong = -(members * going.log() + (1 - members) * (1 - going).log()).mean()
     assert float(outputs.member_loss) == pytest.approx(float(wrong), rel=1e-5)
     total = outputs.language_loss + outputs.leader_loss + outputs.member_loss
     assert float(outputs.loss) == pytest.approx(float(total), rel=1e-6)
@@ -263,7 +245,6 @@ def test_the_fleet_s_order_orders_the_logits(model: Any, tokenizer: Any) -> None
         outputs = model(
             ids,
             selection_index=torch.tensor([ids.shape[1] - 1]),
-            **task_hashes("Look into the pipe."),
             **encode_fleet_text(fleet, tokenizer),
         )
         return outputs.leader_logits[0], outputs.member_logits[0]
@@ -284,8 +265,7 @@ def test_the_fleet_s_cache_equals_one_masked_forward(model: Any, tokenizer: Any)
     outputs = model(
         torch.tensor([prompt]),
         selection_index=torch.tensor([len(prompt) - 2]),
-        **task_hashes("Look into the pipe."),
-        **(fleet := encode_fleet_text(FLEET, tokenizer)),
+        **encode_fleet_text(FLEET, tokenizer),
     )
 
     # [robot 1][robot 2][robot 3][prompt]: each robot sees itself alone, the prompt sees all robots and itself.
@@ -305,12 +285,7 @@ def test_the_fleet_s_cache_equals_one_masked_forward(model: Any, tokenizer: Any)
     start = len(ids) - len(prompt)
     ends = torch.tensor([len(segment) for segment in segments]).cumsum(0) - 1
     head = model.robot_head
-    robot_words = head.word_vectors(fleet["fleet_hashes"], fleet["fleet_weights"])
-    leader, member = head(
-        states[:, start + len(prompt) - 2],
-        head.word_vectors(*task_hashes("Look into the pipe.").values()),
-        FleetState(states[0, ends], robot_words, [], []),
-    )
+    leader, member = head.match_state(states[:, start + len(prompt) - 2], FleetState(states[0, ends], [], []))
     torch.testing.assert_close(outputs.leader_logits, leader, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(outputs.member_logits, member, rtol=1e-4, atol=1e-5)
     logits = model.language_model.lm_head(states[:, start:])
@@ -327,7 +302,6 @@ def test_one_fleet_for_a_batch_equals_one_for_each(make_tiny: Callable[..., Any]
     leaders = torch.eye(3)
     longest = max(map(len, rows))
     padded = torch.tensor([row + [50256] * (longest - len(row)) for row in rows])
-    tasks = ["Look into the pipe.", "Tow it.", ""]
 
     def gradients(loss: Tensor) -> dict[str, Tensor]:
         model.zero_grad()
@@ -339,7 +313,6 @@ def test_one_fleet_for_a_batch_equals_one_for_each(make_tiny: Callable[..., Any]
         pixel_values=pixels,
         selection_index=torch.tensor([len(row) - 1 for row in rows]),
         leader_labels=leaders,
-        **task_hashes(*tasks),
         **fleet,
     )
     singles = [
@@ -348,7 +321,6 @@ def test_one_fleet_for_a_batch_equals_one_for_each(make_tiny: Callable[..., Any]
             pixel_values=pixels[i : i + 1],
             selection_index=torch.tensor([len(row) - 1]),
             leader_labels=leaders[i : i + 1],
-            **task_hashes(tasks[i]),
             **fleet,
         )
         for i, row in enumerate(rows)
@@ -369,7 +341,6 @@ def test_a_fleet_mask_equals_a_fleet_of_its_own(make_tiny: Callable[..., Any], t
     own = [[0, 2], [1, 2], [0, 1, 2]]
     rows = [[10, 11, 50259, 60, 61], [20, 50259, 62], [30, 31, 32, 33, 50259, 63]]
     places, leads, goes = [2, 1, 4], [2, 1, 0], [[0, 2], [1], [0, 2]]
-    tasks = ["Look into the pipe.", "Tow it.", "Film the tanks."]
 
     def hot(robots: list[int]) -> list[float]:
         return [float(robot in robots) for robot in range(3)]
@@ -387,7 +358,6 @@ def test_a_fleet_mask_equals_a_fleet_of_its_own(make_tiny: Callable[..., Any], t
             selection_index=torch.tensor([places[row] for row in chosen]),
             leader_labels=torch.tensor([hot([leads[row]]) for row in chosen])[:, robots],
             member_labels=torch.tensor([hot(goes[row]) for row in chosen])[:, robots],
-            **task_hashes(*(tasks[row] for row in chosen)),
             **encode_fleet_text(Fleet([FLEET.robots[robot] for robot in robots]), tokenizer),
             **masked,
         )
@@ -404,7 +374,7 @@ def test_a_fleet_mask_equals_a_fleet_of_its_own(make_tiny: Callable[..., Any], t
         for name in ("leader_logits", "member_logits"):
             logits = getattr(together, name)
             torch.testing.assert_close(logits[row, robots], getattr(alone[row], name)[0], rtol=1e-5, atol=1e-5)
-            assert logits[row, others].tolist() == [torch.finfo(torch.float32).min / 2] * len(others)
+            assert logits[row, others].tolist() == [torch.finfo(torch.float32).min / 4] * len(others)
     language = torch.stack([alone[0].language_loss * 2, alone[1].language_loss, alone[2].language_loss]).sum() / 4
     leader = torch.stack([each.leader_loss for each in alone]).mean()
     member = torch.stack([each.member_loss * len(robots) for each, robots in zip(alone, own, strict=True)]).sum() / 7
@@ -438,7 +408,7 @@ def test_more_tokens_than_positions_are_refused(model: Any) -> None:
 
 @torch.no_grad()
 def test_the_fleet_takes_none_of_the_prompt_s_positions(model: Any, tokenizer: Any) -> None:
-    fleet = encode_fleet_text(FLEET, tokenizer) | task_hashes("Tow it.")
+    fleet = encode_fleet_text(FLEET, tokenizer)
     ids = torch.ones(1, 512, dtype=torch.long)
     outputs = model(ids, selection_index=torch.tensor([511]), logits_to_keep=1, **fleet)
     assert torch.isfinite(outputs.leader_logits).all()

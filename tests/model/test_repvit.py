@@ -131,4 +131,4 @@ def test_every_trainable_parameter_gets_a_finite_gradient(make_tiny: Callable[..
     assert not_finite == []
     zero = [name for name, p in model.named_parameters() if not p.grad.any()]
     # A bias that adds the same to every robot's logit leaves the softmax as it is.
-    assert set(zero) <= {"robot_head.by_state.leader_key.bias", "robot_head.by_words.leader_key.bias"}
+    assert set(zero) <= {"robot_head.by_state.leader_key.bias"}
