@@ -7,7 +7,6 @@ one after another. Run as ``python benchmarks/data.py``; results are a table and
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -16,10 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measured import MIB, BenchmarkError, Watched, machine, watch
+from measured import HERE, MIB, BenchmarkError, Watched, finish, machine, say, show, table, verdict, watch, worker
 from official_files import LLAVA, write_all, write_photo_captions, write_text_only
 
-HERE = Path(__file__).resolve().parent
 CACHE_VARIABLE = "EMBERVLM_CACHE"
 
 #: What the measurements are held against.
@@ -82,11 +80,11 @@ def _make(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     sizes = write_all(options.out, scale=options.scale, seed=options.seed)
     pictures = sizes.pop("pictures")
-    table = _table(f"Written to {options.out} in {time.perf_counter() - started:.0f} s", "file", "MB")
+    listed = table(f"Written to {options.out} in {time.perf_counter() - started:.0f} s", "file", "MB")
     for name, size in sizes.items():
-        table.add_row(name, f"{size / 1e6:,.1f}")
-    table.add_row(f"{pictures:,} pictures", "")
-    _show(table)
+        listed.add_row(name, f"{size / 1e6:,.1f}")
+    listed.add_row(f"{pictures:,} pictures", "")
+    show(listed)
     return 0
 
 
@@ -105,7 +103,7 @@ def _index(options: argparse.Namespace) -> int:
     for stage in (1, 2):
         rows: dict[str, list[Watched]] = {"plain": [], "ours": [], "reopened": []}
         for _ in range(options.repeats):
-            _say(f"index: stage {stage}")
+            say(f"index: stage {stage}")
             if options.only != "ours":
                 rows["plain"].append(watch([*program, "plain", str(options.data), str(stage)]))
             if options.only != "plain":
@@ -116,7 +114,7 @@ def _index(options: argparse.Namespace) -> int:
         found["stages"][stage] = {name: _summary(runs, bare) for name, runs in rows.items() if runs}
     found["verdicts"] = _index_verdicts(found["stages"])
 
-    table = _table(
+    listed = table(
         "Indexing",
         "stage",
         "way",
@@ -128,7 +126,7 @@ def _index(options: argparse.Namespace) -> int:
     )
     for stage, ways in found["stages"].items():
         for name, row in ways.items():
-            table.add_row(
+            listed.add_row(
                 str(stage),
                 {"plain": "json.load, list of dicts", "ours": "load_base", "reopened": "load_base, cached"}[name],
                 f"{row['records']:,}",
@@ -139,13 +137,13 @@ def _index(options: argparse.Namespace) -> int:
             )
             for dataset, part in row["parts"].items():
                 seconds = f"{part['seconds']:.2f}" if "seconds" in part else ""
-                table.add_row("", f"  {dataset}", f"{part['records']:,}", seconds, "", "", "")
+                listed.add_row("", f"  {dataset}", f"{part['records']:,}", seconds, "", "", "")
     if "imports_alone" in found:
         alone = found["imports_alone"]
-        table.add_row(
+        listed.add_row(
             "", "imports alone", "", "", "", f"{alone['anonymous_mib']:,.0f}", f"{alone['resident_mib']:,.0f}"
         )
-    return _finish(options, found, table)
+    return finish(found, [listed], options.json)
 
 
 def _above(run: Watched, bare: Watched) -> dict[str, float]:
@@ -173,23 +171,16 @@ def _index_verdicts(stages: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
         plain, ours, reopened = (ways.get(name) for name in ("plain", "ours", "reopened"))
         if ours:
             verdicts.append(
-                _verdict(f"stage {stage}: MiB above the interpreter", ours["anonymous_mib"], "<=", MAX_INDEX_MIB)
+                verdict(f"stage {stage}: MiB above the interpreter", ours["anonymous_mib"], "<=", MAX_INDEX_MIB)
             )
         if reopened:
-            verdicts.append(
-                _verdict(f"stage {stage}: seconds to reopen", reopened["seconds"], "<=", MAX_REOPEN_SECONDS)
-            )
+            verdicts.append(verdict(f"stage {stage}: seconds to reopen", reopened["seconds"], "<=", MAX_REOPEN_SECONDS))
         if plain and ours:
             verdicts.append(
-                _verdict(f"stage {stage}: times as fast", plain["seconds"] / ours["seconds"], ">=", LEAST_SPEEDUP)
+                verdict(f"stage {stage}: times as fast", plain["seconds"] / ours["seconds"], ">=", LEAST_SPEEDUP)
             )
-            verdicts.append(_verdict(f"stage {stage}: records", ours["records"], "==", plain["records"]))
+            verdicts.append(verdict(f"stage {stage}: records", ours["records"], "==", plain["records"]))
     return verdicts
-
-
-def _verdict(name: str, value: float, relation: str, bound: float) -> dict[str, Any]:
-    holds = {"<=": value <= bound, ">=": value >= bound, "==": value == bound}[relation]
-    return {"name": name, "numbers": [value, bound], "relation": relation, "holds": holds}
 
 
 def _read_once(folder: Path) -> None:
@@ -224,9 +215,9 @@ def _memory(options: argparse.Namespace) -> int:
     found["growth_percent"] = [100 * (end / ends[0] - 1) for end in ends]
     found["highest_growth_percent"] = 100 * (max(after) / ends[0] - 1) if after else 0.0
     found["verdicts"] = [
-        _verdict("percent grown after the first epoch", found["highest_growth_percent"], "<=", MAX_GROWTH_PERCENT),
+        verdict("percent grown after the first epoch", found["highest_growth_percent"], "<=", MAX_GROWTH_PERCENT),
     ]
-    table = _table(
+    listed = table(
         f"{options.ranks} ranks, {options.workers} workers each, {found['records']:,} records",
         "epoch",
         "share of it",
@@ -237,7 +228,7 @@ def _memory(options: argparse.Namespace) -> int:
         "seconds",
     )
     for point in found["points"]:
-        table.add_row(
+        listed.add_row(
             str(point["epoch"]),
             f"{point['share']:.0%}",
             str(point["processes"]),
@@ -246,7 +237,7 @@ def _memory(options: argparse.Namespace) -> int:
             f"{100 * (point['pss_mib'] / ends[0] - 1):+.2f}%",
             f"{point['seconds']:.0f}",
         )
-    return _finish(options, found, table)
+    return finish(found, [listed], options.json)
 
 
 def _feed(options: argparse.Namespace) -> int:
@@ -273,7 +264,7 @@ def _feed(options: argparse.Namespace) -> int:
     finally:
         shutil.rmtree(work)
     found["verdicts"] = [
-        _verdict(
+        verdict(
             f"batch {row['batch_size']}, encoder {row['encoder']}: loader's speed over the model's",
             row["factor"],
             ">=",
@@ -281,7 +272,7 @@ def _feed(options: argparse.Namespace) -> int:
         )
         for row in found["rows"]
     ]
-    table = _table(
+    listed = table(
         f"Samples a second, {options.preset}, bf16, {options.workers} workers, pictures of "
         f"{found['pictures']['mean_bytes'] / 1000:.0f} kB",
         "batch",
@@ -293,7 +284,7 @@ def _feed(options: argparse.Namespace) -> int:
         "waiting for data",
     )
     for row in found["rows"]:
-        table.add_row(
+        listed.add_row(
             str(row["batch_size"]),
             row["encoder"],
             *(f"{row[name]['samples_per_second']:.1f}" for name in ("loader", "model")),
@@ -301,59 +292,13 @@ def _feed(options: argparse.Namespace) -> int:
             f"{row['together']['samples_per_second']:.1f}",
             f"{row['together']['waiting_share']:.1%}",
         )
-    return _finish(options, found, table)
+    return finish(found, [listed], options.json)
 
 
 def _feeding(task: str, settings: dict[str, Any], work: Path) -> dict[str, Any]:
     """Run a task of ``feeding.py`` in a process of its own."""
-    _say(f"{task}: " + ", ".join(f"{name} {value}" for name, value in settings.items() if name not in ("data", "out")))
-    environment = {
-        "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
-        "HF_HUB_OFFLINE": "1",
-        CACHE_VARIABLE: str(work / "cache"),
-    }
-    return watch([sys.executable, str(HERE / "feeding.py"), task, json.dumps(settings)], environment).result
-
-
-def _say(line: str) -> None:
-    """Name on standard error what is being measured, since it takes minutes."""
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
-
-
-def _table(title: str, *columns: str) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for place, name in enumerate(columns):
-        table.add_column(name, justify="left" if place == 0 or name in ("way", "encoder") else "right")
-    return table
-
-
-def _show(*what: Any) -> None:
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    for each in what:
-        console.print(each)
-
-
-def _finish(options: argparse.Namespace, found: dict[str, Any], table: Any) -> int:
-    here = found["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
-    lines = [
-        f"{here['cpu']}, {here['cores']} cores, {here['memory_gib']} GiB, {here['system']}, load {here['load_before']}",
-        f"Python {here['python']}, {versions}",
-    ]
-    for verdict in found["verdicts"]:
-        value, bound = (
-            f"{number:,.4g}" if isinstance(number, float) else f"{number:,}" for number in verdict["numbers"]
-        )
-        holds = "yes" if verdict["holds"] else "NO "
-        lines.append(f"{holds}  {verdict['name']}: {value} ({verdict['relation']} {bound})")
-    _show(table, *lines)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    return 0
+    say(f"{task}: " + ", ".join(f"{name} {value}" for name, value in settings.items() if name not in ("data", "out")))
+    return worker("feeding.py", task, settings, {CACHE_VARIABLE: str(work / "cache")}).result
 
 
 if __name__ == "__main__":

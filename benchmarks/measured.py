@@ -1,4 +1,4 @@
-"""Runs a command in a fresh process, watches its memory from outside, and describes the machine; used by ``data.py``.
+"""What the benchmarks share: fresh processes whose memory is watched from outside, the machine and its peak, tables.
 
 The watching is done by another process, since a thread of the same one waits while a C function such as ``json.load``
 holds the interpreter's lock, and would miss the peak.
@@ -6,10 +6,13 @@ holds the interpreter's lock, and would miss the peak.
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).resolve().parent
 MIB = 1024**2
 INTERVAL = 0.01
 
@@ -128,6 +132,116 @@ def proportional(pids: Sequence[int]) -> tuple[int, int]:
     """Memory of processes together, each shared page counted once, in bytes: all of it, and its anonymous part."""
     rolled = [_kilobytes(f"/proc/{pid}/smaps_rollup") for pid in pids]
     return sum(each.get("Pss", 0) for each in rolled), sum(each.get("Pss_Anon", 0) for each in rolled)
+
+
+def worker(
+    program: str, task: str, settings: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> Watched:
+    """Run a task of a program beside this file in a process of its own, on the package of this checkout.
+
+    Raises:
+        BenchmarkError: it failed.
+    """
+    own = {
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
+        "HF_HUB_OFFLINE": "1",
+        **(environment or {}),
+    }
+    return watch([sys.executable, str(HERE / program), task, json.dumps(settings)], own)
+
+
+def peak_flops(dtype: Any, side: int = 2048, repeats: int = 8) -> float:
+    """Operations a second of a large matrix product in this process, the best of a few: what figures are shares of."""
+    import torch
+
+    left, right = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - started)
+    return 2 * side**3 / min(times)
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, 99th percentile and extremes, in the unit given."""
+    ordered = sorted(seconds)
+    return {
+        "median": statistics.median(ordered),
+        "p99": ordered[min(len(ordered) - 1, math.ceil(0.99 * len(ordered)) - 1)],
+        "least": ordered[0],
+        "most": ordered[-1],
+        "count": len(ordered),
+    }
+
+
+def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
+    """Intercept and slope of the least squares line through points."""
+    slope, intercept = statistics.linear_regression(xs, ys)
+    return intercept, slope
+
+
+def verdict(name: str, value: float, relation: str, bound: float) -> dict[str, Any]:
+    """What was measured beside what it is held against."""
+    holds = {"<=": value <= bound, ">=": value >= bound, "==": value == bound}[relation]
+    return {"name": name, "numbers": [value, bound], "relation": relation, "holds": holds}
+
+
+def say(text: str) -> None:
+    """Name on standard error what is being measured, since it takes minutes."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+
+def table(title: str, *columns: str) -> Any:
+    """A table of the terminal; columns of words stand left, those of numbers right."""
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left")
+    for place, name in enumerate(columns):
+        made.add_column(name, justify="left" if place == 0 or name in ("way", "encoder", "what") else "right")
+    return made
+
+
+def show(*what: Any) -> None:
+    """Print tables and lines."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    for each in what:
+        console.print(each)
+
+
+def finish(found: dict[str, Any], tables: Sequence[Any], path: Path | None) -> int:
+    """Print what was found with the machine and the verdicts, and write it to ``path`` where one is given.
+
+    Args:
+        found: with ``machine`` and, where something was held against a bound, ``verdicts``.
+        tables: of :func:`table`.
+        path: of the JSON file.
+    """
+    here = found["machine"]
+    here["load_after"] = round(os.getloadavg()[0], 2)
+    versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
+    lines = [
+        f"{here['cpu']}, {here['cores']} cores, {here['memory_gib']} GiB, {here['system']}, load {here['load_before']}"
+        f" before and {here['load_after']} after",
+        f"Python {here['python']}, {versions}",
+    ]
+    for each in found.get("verdicts", ()):
+        value, bound = (f"{number:,.4g}" if isinstance(number, float) else f"{number:,}" for number in each["numbers"])
+        holds = "yes" if each["holds"] else "NO "
+        lines.append(f"{holds}  {each['name']}: {value} ({each['relation']} {bound})")
+    show(*tables, *lines)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def out_flags(parser: argparse.ArgumentParser) -> None:
+    """Give a benchmark's parser the flags that all of them have."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the JSON goes")
+    parser.add_argument("--quick", action="store_true", help="a few repeats of each: whether it runs, not how fast")
 
 
 def machine() -> dict[str, Any]:

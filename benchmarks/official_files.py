@@ -246,6 +246,18 @@ def write_text_only(file: TextIO, *, count: int, seed: int = 0) -> None:
     file.writelines(_list("[", records(), "]"))
 
 
+def caption(rng: random.Random) -> str:
+    """A caption as long as COCO's."""
+    return _caption(rng).strip()
+
+
+def conversation(rng: random.Random) -> list[tuple[str, str]]:
+    """The turns of a conversation as long as LLaVA's: questions and answers."""
+    messages = [message["value"] for message in json.loads(_llava_record(rng, [0], 0))["conversations"]]
+    messages[0] = messages[0].replace("<image>", "").strip()
+    return list(zip(messages[::2], messages[1::2], strict=True))
+
+
 def _list(opening: str, records: Iterable[str], closing: str, separator: str = ", ") -> Iterator[str]:
     between = opening
     for record in records:

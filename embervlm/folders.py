@@ -9,11 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from embervlm.fleet import FLEET_FILE, Fleet
 
@@ -23,8 +27,12 @@ BOX_MODEL = "spark"
 _BOX = Path(__file__).resolve().parent / "box"
 #: What says that a folder is of ONNX graphs, and what of them.
 ONNX_FILE = "onnx.json"
+#: Of a JSON file of a model folder, read before anything vouches for the folder.
+MAX_JSON_BYTES = 32 * 1024**2
 #: What the names of folders end with that are not finished, and of those that one is about to replace.
 UNFINISHED = (".partial", ".replaced")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ("*.safetensors", "*.json", "*.yaml", "*.md", "*.jinja", "*.txt", "*.onnx", "*.bin")
 
 
 class WeightsError(ValueError):
@@ -34,19 +42,37 @@ class WeightsError(ValueError):
 def model_folder(name: str | os.PathLike[str]) -> Path:
     """The folder that a model's name means: the text ``spark`` the model in the package, any other name that folder.
 
-    A folder called ``spark`` is ``./spark``, or any ``Path``.
+    A folder called ``spark`` is ``./spark``, or any ``Path``. A text of the form ``owner/name`` that is no folder here
+    is a name on the hub, whose files are downloaded to its library's cache, safetensors and text alone.
 
     Raises:
-        WeightsError: the model in the package is asked for, and this installation has none.
+        WeightsError: the model in the package is asked for, and this installation has none; or there is neither such a
+            folder nor such a name on the hub.
     """
     if name != BOX_MODEL:
-        return Path(name)
+        is_hub_name = isinstance(name, str) and _HUB_NAME.fullmatch(name) and not Path(name).exists()
+        return _from_hub(str(name)) if is_hub_name else Path(name)
     if not has_box_model():
         here = f" (the folder here is ./{BOX_MODEL})" if Path(BOX_MODEL).is_dir() else ""
         raise WeightsError(
             f"this installation carries no trained model; name the folder of one{here}, which embervlm train makes"
         )
     return _BOX / BOX_MODEL
+
+
+def _from_hub(name: str) -> Path:
+    out_of_reach: bool | None = None
+    try:
+        from huggingface_hub import snapshot_download
+
+        out_of_reach = hub_out_of_reach()
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES), local_files_only=out_of_reach))
+    except Exception as error:  # the library's own, of many types; or it is not installed
+        reason = "the hub is out of reach" if out_of_reach else one_line(error)
+        raise WeightsError(
+            f"{name}: no such model folder, nor can a model of this name be had from the hub ({reason}). "
+            "Cure: the folder of a trained model, or spark for the one in the package"
+        ) from None
 
 
 def has_box_model() -> bool:
@@ -139,7 +165,7 @@ def verify_folder(folder: str | os.PathLike[str], *, exact: bool = False) -> Non
             raise WeightsError(f"{folder}: has no {MANIFEST}, so was not written to its end")
         return
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json_file(folder / MANIFEST)["files"]
         for name, entry in files.items():
             path = folder / name
             if not path.resolve().is_relative_to(folder.resolve()):
@@ -153,10 +179,29 @@ def verify_folder(folder: str | os.PathLike[str], *, exact: bool = False) -> Non
             raise WeightsError(
                 f"{folder}: {extra[0]} is not in its manifest, as {len(extra)} of its files. Cure: remove them"
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{folder}: its manifest cannot be read ({one_line(error)})") from None
+
+
+def read_json_file(path: Path) -> Any:
+    """What a JSON file of a model folder or checkpoint holds, which nobody has vouched for yet.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no file, too large, not UTF-8, not JSON, or nested too deeply.
+    """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError("expected a file, found something that is none")
+    with path.open("rb") as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} has more than {MAX_JSON_BYTES:,} bytes; at most so many are read")
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError(f"{path.name}: lists or objects are nested too deeply") from None
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -199,8 +244,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise WeightsError(f"{folder}: no such model folder")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = read_json_file(folder / "config.json")
+    except (OSError, ValueError) as error:
         raise WeightsError(f"{folder}: no readable config.json, so not a model folder ({one_line(error)})") from None
     if not isinstance(config, dict):
         raise WeightsError(f"{folder}: config.json is no JSON object, so not a model folder")
@@ -215,3 +260,19 @@ def one_line(error: BaseException) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hub_out_of_reach() -> bool:
+    """Whether only what was downloaded before can be used; asked once and briefly, since the library retries long."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return True
+    address = urlsplit(constants.ENDPOINT)
+    if getproxies().get(address.scheme):
+        return False
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=3).close()
+    except OSError:
+        return True
+    return False

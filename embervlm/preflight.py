@@ -130,6 +130,12 @@ def check_image_tokens(model: Any, processor: Any) -> None:
             f"the processor expands a picture to {processor.image_tokens} image tokens, the model makes {expected} "
             "visual tokens of it. Cure: EmberVLMProcessor.for_config(model.config)"
         )
+    positions = model.config.text_config.n_positions
+    if not 1 <= model.image_tokens < positions:
+        raise PreflightError(
+            f"a picture would take {model.image_tokens:,} tokens of the language model's {positions:,} positions; "
+            "expected at least one and room for a task. Cure: another image_size in the model's configuration"
+        )
     size, image_size = processor.image_processor.size["height"], model.config.vision_config.image_size
     if size != image_size:
         raise PreflightError(

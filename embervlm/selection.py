@@ -27,7 +27,7 @@ from PIL import Image
 from embervlm.clauses import bare, clauses, orders
 from embervlm.data.images import ImageError, decode_image
 from embervlm.fleet import Fleet, Robot
-from embervlm.folders import WeightsError, is_onnx, load_fleet, model_folder
+from embervlm.folders import WeightsError, is_onnx, load_fleet, model_folder, read_json_file
 from embervlm.preflight import check_fleet_length, check_positions
 from embervlm.prompts import (
     BECAUSE,
@@ -55,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 CALIBRATION_FILE = "calibration.json"
 MAX_TASK_CHARACTERS = 2_000
+#: Of a file of tasks.
+MAX_TASKS_BYTES = 256 * 1024**2
 MAX_STEP_TOKENS = 48
 #: Fleets whose encoded descriptions are kept.
 MAX_KEPT_FLEETS = 4
@@ -144,10 +146,10 @@ class Calibration:
         if not path.is_file():
             return cls()
         try:
-            return cls._from_dict(json.loads(path.read_text(encoding="utf-8")), path)
+            return cls._from_dict(read_json_file(path), path)
         except WeightsError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise WeightsError(f"{path}: not a calibration ({error!r:.100})") from None
 
     @classmethod
@@ -870,7 +872,11 @@ def read_task_lines(path: Path) -> list[tuple[str, Path | None]]:
     tasks: list[tuple[str, Path | None]] = []
     try:
         # Not `splitlines`: JSON's texts may hold what Unicode also counts as a line's end.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        with path.open("rb") as file:
+            data = file.read(MAX_TASKS_BYTES + 1)
+        if len(data) > MAX_TASKS_BYTES:
+            raise SelectionError(f"{path}: more than {MAX_TASKS_BYTES:,} bytes of tasks; split the file")
+        lines = data.decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SelectionError(f"{path}: cannot read the tasks ({error})") from None
     for number, line in enumerate(lines, 1):

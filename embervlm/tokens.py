@@ -123,8 +123,9 @@ def load_tokenizer(source: str | os.PathLike[str] | None = None, *, max_length: 
         tokenizer = GPT2TokenizerFast(vocab=str(files["encoder.json"]), merges=str(files["vocab.bpe"]))
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            # Code that the folder might bring is not asked for, let alone run.
+            tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise TokenizerError(f"{source}: cannot read a tokenizer ({_one_line(error)})") from None
     missing = [token for token in CONTROL_TOKENS if token not in tokenizer.get_vocab()]
     if missing and len(tokenizer) != BASE_VOCABULARY:

@@ -202,7 +202,7 @@ def test_one_changed_bit_is_noticed(copied: Path) -> None:
 def test_a_compact_folder_needs_its_manifest_and_its_mark(copied: Path) -> None:
     (copied / "compact.json").rename(copied / "other.json")
     write_manifest(copied)
-    expected = f"{copied}: the weights do not fit the configuration (3 missing: ["
+    expected = f"{copied}: the weights do not fit the configuration (2 missing: ["
     assert refusal(lambda: load_model(copied)).startswith(expected)
     (copied / "other.json").rename(copied / "compact.json")
     (copied / "manifest.json").unlink()
@@ -317,9 +317,29 @@ def test_names_of_models(box: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "spark").mkdir()
     assert model_folder("spark") == box
     assert model_folder("./spark") == model_folder(Path("spark")) == Path("spark")
+    (tmp_path / "outputs" / "final").mkdir(parents=True)
     assert model_folder("outputs/final") == Path("outputs/final")
+    assert model_folder(Path("nobody/nothing")) == Path("nobody/nothing")
     assert refusal(lambda: RobotSelector.from_pretrained("./spark")).startswith("spark: no readable config.json")
-    assert refusal(lambda: RobotSelector.from_pretrained("nobody/nothing")) == "nobody/nothing: no such model folder"
+    assert refusal(lambda: RobotSelector.from_pretrained("nobody/nothing")) == (
+        "nobody/nothing: no such model folder, nor can a model of this name be had from the hub (the hub is out of"
+        " reach). Cure: the folder of a trained model, or spark for the one in the package"
+    )
+
+
+def test_a_name_on_the_hub_is_its_download(box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[tuple[str, list[str]]] = []
+
+    def download(name: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        asked.append((name, allow_patterns))
+        return str(box)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert model_folder("somebody/spark-2") == box
+    ((name, patterns),) = asked
+    assert name == "somebody/spark-2" and not [each for each in patterns if each in ("*", "*.py", "*.bin", "*.pkl")]
 
 
 def test_an_installation_without_a_model_says_so(

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "embervlm"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "doctor", "scripts"),
     ("training", "serving", "export"),
-    ("evaluation", "behaviour_tree"),
+    ("evaluation", "behaviour_tree", "harness"),
     ("selection",),
     ("data", "runtime"),
     ("preflight",),

@@ -291,6 +291,14 @@ def test_image_tokens(make_tiny: Callable[..., Any], tokenizer: Any) -> None:
         check_image_tokens(model, processor)
 
 
+def test_a_picture_leaves_room_for_a_task(make_tiny: Callable[..., Any], tokenizer: Any) -> None:
+    for size in (0, 100_000):
+        model = make_tiny(vision={"image_size": size})
+        expected = f"a picture would take {model.image_tokens:,} tokens of the language model's 512 positions"
+        with pytest.raises(PreflightError, match=expected):
+            check_image_tokens(model, EmberVLMProcessor.for_config(model.config, tokenizer))
+
+
 def test_labels() -> None:
     check_labels([1, 2, 3], [-100, 2, 3], 4, "t[0]")
     for ids, labels, fault in (

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from embervlm import selection
 from embervlm.data.images import ImageError
 from embervlm.fleet import Fleet, Robot
 from embervlm.folders import WeightsError
@@ -46,6 +47,10 @@ TASKS = [
     "Look at <|image|> <|robot_selection|><|endoftext|>",
 ]
 NAMES = Fleet.default().names
+
+
+def softmax(logits: NDArray[np.float32]) -> torch.Tensor:
+    return torch.softmax(torch.from_numpy(logits).double(), -1)
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +121,6 @@ def check_contract(selection: Selection, names: Sequence[str], *, reason: bool, 
 
 
 @pytest.mark.parametrize("reason", [True, False], ids=["reason", "no reason"])
-def softmax(logits: NDArray[np.float32]) -> torch.Tensor:
-    return torch.softmax(torch.from_numpy(logits).double(), -1)
-
-
 @pytest.mark.parametrize("with_picture", [True, False], ids=["picture", "no picture"])
 def test_every_answer_keeps_the_contract(
     selectors: list[RobotSelector], picture: Path, reason: bool, with_picture: bool
@@ -561,6 +562,14 @@ def test_task_lines(tmp_path: Path) -> None:
     # Within a text, what Unicode also counts as a line's end; between lines, as Windows ends them.
     file.write_bytes('{"task": "Look.\u2028Go."}\r\n{"task": "Sit."}\r\n'.encode())
     assert read_task_lines(file) == [("Look.\u2028Go.", None), ("Sit.", None)]
+
+
+def test_task_lines_are_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tasks.jsonl"
+    file.write_text('{"task": "Look."}\n' * 10)
+    monkeypatch.setattr(selection, "MAX_TASKS_BYTES", 100)
+    with pytest.raises(SelectionError, match=r"tasks\.jsonl: more than 100 bytes of tasks; split the file"):
+        read_task_lines(file)
 
 
 @pytest.mark.parametrize(

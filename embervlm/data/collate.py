@@ -392,15 +392,18 @@ def _relit(picture: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
 
 
 def encode_fleet_text(fleet: Fleet, tokenizer: Any) -> dict[str, Tensor]:
-    """A fleet's descriptions as the model's ``fleet_input_ids`` and ``fleet_lengths``."""
+    """A fleet's descriptions as the model's ``fleet_input_ids``, ``fleet_lengths`` and ``fleet_places``."""
     return _fleet_rows([encode_text(tokenizer, robot_description(robot)) for robot in fleet])
 
 
 def _fleet_rows(descriptions: Sequence[list[int]]) -> dict[str, Tensor]:
+    # Any id will do behind a description; transformers would warn about that of the padding token.
+    ids = _pad(descriptions, 0)
+    lengths = torch.tensor([len(description) for description in descriptions])
     return {
-        # Any id will do behind a description; transformers would warn about that of the padding token.
-        "fleet_input_ids": _pad(descriptions, 0),
-        "fleet_lengths": torch.tensor([len(ids) for ids in descriptions]),
+        "fleet_input_ids": ids,
+        "fleet_lengths": lengths,
+        "fleet_places": (torch.arange(ids.shape[1]) < lengths[:, None]).flatten().nonzero()[:, 0],
     }
 
 
@@ -428,6 +431,8 @@ class Collator:
             "input_ids": _pad([example.encoded.input_ids for example in examples], END_OF_TEXT_ID),
             "labels": _pad([example.encoded.labels for example in examples], IGNORED),
         }
+        following = torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
+        batch["supervised_places"] = following.flatten().nonzero()[:, 0]
         failures = [failure for example in examples for failure in example.failures]
         if failures:
             batch[FAILURES] = failures

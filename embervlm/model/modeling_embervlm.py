@@ -8,6 +8,7 @@ length takes none of the prompt's positions.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, GPT2LMHeadModel, PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import ModelOutput
 
 from embervlm.model.configuration_embervlm import EmberVLMConfig
+from embervlm.model.head_loss import head_loss
 from embervlm.model.repvit import RepViT
 from embervlm.prompts import IGNORED
 
@@ -231,8 +234,12 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         self.vision = RepViT(vision.widths, vision.depths)
         self.projector = Projector(vision.widths[-1], text.hidden_size)
         self.language_model = GPT2LMHeadModel(text)
+        if text.activation_function == "gelu_new":
+            for block in self.language_model.transformer.h:  # the same function in one pass over memory, not in eight
+                block.mlp.act = ACT2FN["gelu_pytorch_tanh"]
         self.robot_head = RobotHead(text.hidden_size, config.word_places, config.word_width)
         self.image_tokens = vision.image_tokens
+        self._fused_vision: RepViT | None = None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -279,17 +286,33 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """(pictures, 3, height, width) -> (pictures, visual tokens, language model's width)."""
-        return cast(Tensor, self.projector(self.vision(pixel_values)))
+        if self._fused_vision is None:
+            return cast(Tensor, self.projector(self.vision(pixel_values)))
+        with torch.no_grad():
+            features = self._fused_vision(pixel_values)
+        return cast(Tensor, self.projector(features))
 
-    def look_up(self, *ids: Tensor | None) -> list[Tensor | None]:
+    def fuse_frozen_vision(self, frozen: bool, dtype: torch.dtype) -> None:
+        """Ask a fused copy of the encoder, in ``dtype``, while it is frozen; the encoder itself stays to be saved."""
+        fused = copy.deepcopy(self.vision).eval().requires_grad_(False).fuse().to(dtype) if frozen else None
+        # Past nn.Module, for which it would be a part of the model with weights of its own.
+        self.__dict__["_fused_vision"] = fused
+
+    def look_up(self, *ids: Tensor | None, sparse: bool = False) -> list[Tensor | None]:
         """Token embeddings of several tensors of ids, of whatever shapes, in one call; negative ids get any.
 
         Each call of its own would have its own gradient of the whole table's size to clear and to add.
+
+        Args:
+            ids: what to look up.
+            sparse: give the table a gradient of the rows alone that were looked up. Only where another gradient of the
+                whole table, to which these rows are added, comes from the language head.
         """
         given = [each for each in ids if each is not None]
         if not given:
             return [None] * len(ids)
-        flat = self.get_input_embeddings()(torch.cat([each.reshape(-1) for each in given]).clamp(min=0))
+        table = self.get_input_embeddings().weight
+        flat = F.embedding(torch.cat([each.reshape(-1) for each in given]).clamp(min=0), table, sparse=sparse)
         parts = iter(flat.split([each.numel() for each in given]))
         return [None if each is None else next(parts).view(*each.shape, -1) for each in ids]
 
@@ -297,6 +320,7 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         self,
         fleet_input_ids: Tensor,
         fleet_lengths: Tensor,
+        fleet_places: Tensor | None = None,
         embeddings: Tensor | None = None,
     ) -> FleetState:
         """Encode the descriptions of a fleet, each on its own.
@@ -304,6 +328,8 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         Args:
             fleet_input_ids: (robots, longest description), padded at the end with any id.
             fleet_lengths: tokens of each description, (robots,).
+            fleet_places: where in ``fleet_input_ids``, laid flat, the descriptions' tokens are, (fleet tokens,); found
+                by the lengths where not given, for which a GPU makes the host wait.
             embeddings: of the ids, where they are known already, (robots, longest description, width).
         """
         cache = DynamicCache()
@@ -314,10 +340,13 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             inputs_embeds=embeddings, past_key_values=cache, use_cache=True
         ).last_hidden_state  # (robots, longest, width)
         robots, longest = fleet_input_ids.shape
-        used = torch.arange(longest, device=fleet_lengths.device)[None] < fleet_lengths[:, None]  # (robots, longest)
+        if fleet_places is None:
+            used = torch.arange(longest, device=fleet_lengths.device)[None] < fleet_lengths[:, None]
+            fleet_places = used.flatten().nonzero()[:, 0]
+        places = fleet_places
 
         def in_a_row(tensor: Tensor) -> Tensor:  # (robots, heads, longest, head) -> (1, heads, fleet tokens, head)
-            return tensor.transpose(1, 2)[used].transpose(0, 1)[None]
+            return tensor.transpose(1, 2).flatten(0, 1).index_select(0, places).transpose(0, 1)[None]
 
         return FleetState(
             robot_states=states[torch.arange(robots, device=states.device), fleet_lengths - 1],
@@ -360,10 +389,12 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
+        supervised_places: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         fleet_input_ids: Tensor | None = None,
         fleet_lengths: Tensor | None = None,
+        fleet_places: Tensor | None = None,
         fleet_mask: Tensor | None = None,
         selection_index: Tensor | None = None,
         leader_labels: Tensor | None = None,
@@ -384,10 +415,13 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             pixel_values: (pictures, 3, size, size), one for each run of image tokens.
             labels: (batch, tokens), -100 where not supervised. The language head then runs at the supervised places
                 alone and no logits are returned.
+            supervised_places: where in ``labels``, laid flat, the next place is supervised, (places,); found by the
+                labels where not given, for which a GPU makes the host wait.
             use_cache: return the cache.
             logits_to_keep: how many last places get logits (0: all), or their indices.
             fleet_input_ids: (robots, longest description); the prompts then attend to this fleet.
             fleet_lengths: tokens of each description, (robots,).
+            fleet_places: as :meth:`encode_fleet` takes them.
             fleet_mask: (batch, robots), bool, which robots each prompt's own fleet has: it attends to no other, and the
                 others' logits are very small numbers. Without it every prompt has all of them.
             selection_index: (batch,), the place at which the robot head reads.
@@ -410,6 +444,8 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             fleet_input_ids,
             image_words if pixel_values is not None else None,
             task_words,
+            # A GPU sorts the rows before it adds them, and makes the host wait for their number.
+            sparse=labels is not None and self.config.tie_word_embeddings and self.device.type == "cpu",
         )
         if inputs_embeds is None:
             features = None if pixel_values is None else self.get_image_features(pixel_values)
@@ -419,11 +455,11 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         if fleet_input_ids is not None:
             if fleet_lengths is None:
                 raise ValueError("fleet_input_ids and fleet_lengths are needed together")
-            fleet = self.encode_fleet(fleet_input_ids, fleet_lengths, fleet_text)
+            fleet = self.encode_fleet(fleet_input_ids, fleet_lengths, fleet_places, fleet_text)
             past_key_values = fleet.cache(batch)
             position_ids = torch.arange(tokens, device=inputs_embeds.device)[None]
             if fleet_mask is not None:
-                attention_mask = behind_own_fleet(attention_mask, fleet_mask, fleet_lengths, tokens)
+                attention_mask = behind_own_fleet(attention_mask, fleet_mask, fleet_lengths, fleet.tokens, tokens)
         # A fleet's tokens take none of the prompt's positions.
         seen = past_key_values.get_seq_length() if past_key_values is not None and fleet is None else 0
         positions = self.config.text_config.max_position_embeddings
@@ -466,7 +502,7 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             result.task_loss = matching_loss(at_task, task_words, required)
             losses.append(result.task_loss)
         if labels is not None:
-            result.language_loss = self.language_loss(states, labels)
+            result.language_loss = self.language_loss(states, labels, supervised_places)
             losses.append(result.language_loss)
             result.loss = torch.stack(losses).sum()
         else:
@@ -474,34 +510,37 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             result.logits = self.language_model.lm_head(states[:, kept])
         return result
 
-    def language_loss(self, states: Tensor, labels: Tensor) -> Tensor:
+    def language_loss(self, states: Tensor, labels: Tensor, supervised_places: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of the next token over the supervised places; the head runs at these alone.
 
         Args:
             states: (batch, tokens, width).
             labels: (batch, tokens), not shifted.
+            supervised_places: as :meth:`forward` takes them.
         """
-        following = labels[:, 1:]
-        supervised = following != IGNORED
-        logits = self.language_model.lm_head(states[:, :-1][supervised])  # (supervised places, vocabulary)
-        # The sum over no place at all is 0 with a gradient of 0, where the mean would not be a number.
-        total = F.cross_entropy(logits.float(), following[supervised], reduction="sum")
-        return total / supervised.sum().clamp(min=1)
+        if supervised_places is None:
+            supervised_places = F.pad(labels[:, 1:] != IGNORED, (0, 1)).flatten().nonzero()[:, 0]
+        following = labels.flatten()[supervised_places + 1]
+        at_places = states.flatten(0, 1).index_select(0, supervised_places)  # (supervised places, width)
+        return head_loss(at_places, self.language_model.lm_head.weight, following)
 
 
-def behind_own_fleet(attention_mask: Tensor | None, fleet_mask: Tensor, fleet_lengths: Tensor, tokens: int) -> Tensor:
+def behind_own_fleet(
+    attention_mask: Tensor | None, fleet_mask: Tensor, fleet_lengths: Tensor, fleet_tokens: int, tokens: int
+) -> Tensor:
     """The attention mask of prompts that stand behind several robots' descriptions and see those of their own fleet.
 
     Args:
         attention_mask: of the prompts alone, (batch, tokens); None where all of it is seen.
         fleet_mask: (batch, robots), bool.
         fleet_lengths: tokens of each description, (robots,).
+        fleet_tokens: of all descriptions together.
         tokens: of the prompts.
 
     Returns:
         (batch, fleet tokens + tokens), bool.
     """
-    descriptions = fleet_mask.repeat_interleave(fleet_lengths, dim=1)  # (batch, fleet tokens)
+    descriptions = fleet_mask.repeat_interleave(fleet_lengths, dim=1, output_size=fleet_tokens)  # (batch, fleet tokens)
     prompts = fleet_mask.new_ones(len(fleet_mask), tokens) if attention_mask is None else attention_mask.bool()
     return torch.cat([descriptions, prompts], 1)
 
@@ -519,11 +558,13 @@ def matching_loss(vectors: Tensor, words: Tensor, embeddings: Tensor) -> Tensor:
         embeddings: of the words, (batch, words, width); those of -100 are of no account.
     """
     said = words != IGNORED
-    taking_part = said.any(1)
-    words, said, embeddings = words[taking_part], said[taking_part], embeddings[taking_part]
-    vectors = F.normalize(vectors[taking_part].float(), dim=-1)
-    texts = F.normalize((embeddings * said[..., None]).float().sum(1), dim=-1)  # (taking part, width)
+    taking_part = said.any(1)  # (batch,)
+    vectors = F.normalize(vectors.float(), dim=-1)
+    texts = F.normalize((embeddings * said[..., None]).float().sum(1), dim=-1)  # (batch, width)
+    # Masked and not picked out, for which a GPU would make the host wait.
     likeness = vectors @ texts.T / MATCHING_TEMPERATURE
+    likeness = likeness.masked_fill(~(taking_part[:, None] & taking_part), torch.finfo(likeness.dtype).min)
     same = (words[:, None] == words[None]).all(-1).float()
-    target = same / same.sum(1, keepdim=True)
-    return (F.cross_entropy(likeness, target) + F.cross_entropy(likeness.T, target)) / 2
+    target = same / same.sum(1, keepdim=True) * taking_part[:, None]
+    total = F.cross_entropy(likeness, target, reduction="sum") + F.cross_entropy(likeness.T, target, reduction="sum")
+    return total / (2 * taking_part.sum().clamp(min=1))

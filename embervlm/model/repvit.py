@@ -161,8 +161,13 @@ class RepViT(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Features of pictures: (pictures, 3, height, width) -> (pictures, width, height / 32, width / 32)."""
         # Depthwise convolutions on a CPU are faster in this layout; the result is the same.
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        pixel_values = pixel_values.to(self.dtype).contiguous(memory_format=torch.channels_last)
         return cast(Tensor, self.stages(self.stem(pixel_values)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format of the weights."""
+        return next(self.parameters()).dtype
 
     def fuse(self) -> RepViT:
         """Fold every BatchNorm and re-parameterised branch into plain convolutions, in place.

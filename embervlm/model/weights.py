@@ -9,24 +9,22 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers import AutoModelForCausalLM
 
 from embervlm.fleet import FLEET_FILE, Fleet
 from embervlm.folders import (
     MANIFEST,
     WeightsError,
     complete_folder,
+    hub_out_of_reach,
     is_complete,
     is_onnx,
     load_fleet,
@@ -34,7 +32,15 @@ from embervlm.folders import (
     read_config,
     verify_folder,
 )
-from embervlm.model.compact import CompactError, is_compact, read_compact, write_compact
+from embervlm.model.compact import (
+    WEIGHTS_FILE,
+    CompactError,
+    is_compact,
+    read_compact,
+    tied,
+    without_weights,
+    write_compact,
+)
 from embervlm.model.configuration_embervlm import (
     PRETRAINED_LANGUAGE_MODEL,
     PRETRAINED_VISION,
@@ -50,7 +56,19 @@ logger = logging.getLogger(__name__)
 #: What a compact folder takes over as it is, where the model has it.
 CARD_FILE = "README.md"
 TAKEN_OVER = ("calibration.json", "metrics.json", CARD_FILE)
-_HUB_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
+#: What transformers raises on folders and configurations that are not what they should be.
+_HUB_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 def starting_model(preset: str, language_model: str | None, vision_weights: str | None) -> Any:
@@ -113,18 +131,40 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
     if is_compact(folder):
         return _load_compact(folder)
     try:
-        model, info = EmberVLMForConditionalGeneration.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
+        _check_shapes(folder)
+        return EmberVLMForConditionalGeneration.from_pretrained(folder, local_files_only=True)
+    except CompactError as error:
+        raise WeightsError(f"{folder}: {error}") from None
     except _HUB_ERRORS as error:
+        if isinstance(error, WeightsError):
+            raise
         raise WeightsError(f"{folder}: cannot load the weights ({one_line(error)})") from None
-    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    if missing or unexpected:
+
+
+def _check_shapes(folder: Path) -> None:
+    """Hold the weights against the configuration by names and shapes, so that no memory is taken for what is not there.
+
+    Raises:
+        CompactError: the configuration describes no model.
+        WeightsError: the weights are another model's.
+        OSError, SafetensorError: they cannot be read.
+    """
+    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    model = without_weights(folder, len(found))
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = sorted(expected.keys() - found.keys() - tied(model.config))
+    other = [
+        f"{name} is {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    unexpected = sorted(found.keys() - expected.keys())
+    if missing or other or unexpected:
         raise WeightsError(
-            f"{folder}: the weights do not fit the configuration "
-            f"({len(missing)} missing: {missing[:3]}, {len(unexpected)} not known: {unexpected[:3]})"
+            f"{folder}: the weights do not fit the configuration ({len(missing)} missing: {missing[:3]}, "
+            f"{len(other)} of another shape: {other[:2]}, {len(unexpected)} not known: {unexpected[:3]!s:.200})"
         )
-    return model
 
 
 def load_source_tokenizer(folder: str | os.PathLike[str]) -> Any:
@@ -134,27 +174,30 @@ def load_source_tokenizer(folder: str | os.PathLike[str]) -> Any:
     if not (Path(folder) / "tokenizer.json").is_file() and not (Path(folder) / "vocab.json").is_file():
         return None
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except _HUB_ERRORS as error:
         raise WeightsError(f"{folder}: cannot read its tokenizer ({one_line(error)})") from None
 
 
 def load_processor(folder: str | os.PathLike[str]) -> Any:
-    """The processor of one of our folders; the package's own for the configuration where the weights are compact.
+    """The processor of one of our folders: that of its configuration, with the folder's tokenizer.
+
+    Where the weights are compact, the tokenizer is the package's own. What else a folder says of its processor is for
+    programs that go by transformers alone, and not read here.
 
     Raises:
         WeightsError: it cannot be read, or its tokenizer is not the expected one.
     """
+    read_config(Path(folder))
     try:
-        if is_compact(Path(folder)):
-            return EmberVLMProcessor.for_config(EmberVLMConfig.from_pretrained(str(folder), local_files_only=True))
-        processor = AutoProcessor.from_pretrained(str(folder), local_files_only=True)
-        processor.tokenizer = load_tokenizer(folder, max_length=processor.tokenizer.model_max_length)
+        config = EmberVLMConfig.from_pretrained(str(folder), local_files_only=True)
+        positions = config.text_config.max_position_embeddings
+        tokenizer = None if is_compact(Path(folder)) else load_tokenizer(folder, max_length=positions)
+        return EmberVLMProcessor.for_config(config, tokenizer)
     except TokenizerError as error:
         raise WeightsError(str(error)) from None
     except _HUB_ERRORS as error:
         raise WeightsError(f"{folder}: cannot read the processor ({one_line(error)})") from None
-    return processor
 
 
 def save_folder(
@@ -238,7 +281,7 @@ def _pick(asked: str | None, preset_default: str) -> tuple[str | None, bool]:
 def _load_language_model(source: str, optional: bool) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, local_files_only=Path(source).is_dir() or _hub_out_of_reach()
+            source, local_files_only=Path(source).is_dir() or hub_out_of_reach(), trust_remote_code=False
         )
     except _HUB_ERRORS as error:
         if optional:
@@ -260,7 +303,7 @@ def _load_vision_state(source: str, optional: bool) -> dict[str, torch.Tensor] |
         elif not path.is_file():
             from huggingface_hub import hf_hub_download
 
-            path = Path(hf_hub_download(source, "model.safetensors", local_files_only=_hub_out_of_reach()))
+            path = Path(hf_hub_download(source, "model.safetensors", local_files_only=hub_out_of_reach()))
         return load_file(path)
     except _HUB_ERRORS as error:
         if optional:
@@ -291,19 +334,3 @@ def _adopt_text_config(config: Any, text_model: Any, source: str) -> None:
     tied = text_model.get_output_embeddings().weight is text_model.get_input_embeddings().weight
     config.text_config = text
     config.tie_word_embeddings = text.tie_word_embeddings = tied
-
-
-def _hub_out_of_reach() -> bool:
-    """Whether only what was downloaded before can be used; asked once and briefly, since the library retries long."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return True
-    address = urlsplit(constants.ENDPOINT)
-    if getproxies().get(address.scheme):
-        return False
-    try:
-        socket.create_connection((address.hostname or "", address.port or 443), timeout=3).close()
-    except OSError:
-        return True
-    return False

@@ -22,6 +22,7 @@ from transformers import TrainingArguments
 from embervlm.data.collate import encode_fleet_text
 from embervlm.data.order import batches_by_length
 from embervlm.fleet import Fleet
+from embervlm.model.attention import attend_in_fp32
 from embervlm.prompts import encode, task_pieces
 from embervlm.tokens import CONTROL_IDS, END_OF_TEXT_ID, ROBOT_SELECTION
 from embervlm.training.engine import WARMUP_SHARE, optimizer_for
@@ -71,6 +72,8 @@ def study(model: Any, tokenizer: Any, lessons: Lessons, fleet: Fleet, arguments:
         lambda step: min((step + 1) / max(1, WARMUP_SHARE * steps), (1 + math.cos(math.pi * step / steps)) / 2),
     )
     tell = Teller("study: step", steps)
+    if arguments.bf16 and arguments.device.type == "cpu":
+        attend_in_fp32(model)
     model.train()
     lengths = [len(prompt) for prompt in prompts]
     batches = chain.from_iterable(batches_by_length(lengths, BATCH, rng) for _ in range(PASSES))
@@ -101,10 +104,11 @@ def study(model: Any, tokenizer: Any, lessons: Lessons, fleet: Fleet, arguments:
 
 def _loss(model: Any, tellers: _Tellers, batch: dict[str, Tensor], *, behind_fleet: bool) -> Tensor:
     fleet_text = {name: tensor for name, tensor in batch.items() if name.startswith("fleet_")}
-    fleet = model.encode_fleet(**fleet_text)
+    prompts, robots = model.look_up(batch["input_ids"], batch["fleet_input_ids"])
+    fleet = model.encode_fleet(**fleet_text, embeddings=robots)
     count, tokens = batch["input_ids"].shape
     states = model.language_model.transformer(
-        inputs_embeds=model.embed(batch["input_ids"], None),
+        inputs_embeds=prompts,
         past_key_values=fleet.cache(count) if behind_fleet else None,
         position_ids=torch.arange(tokens, device=batch["input_ids"].device)[None],
         use_cache=behind_fleet,

@@ -278,7 +278,7 @@ def test_what_a_masked_robot_is_changes_nothing(make_tiny: Callable[..., Any], m
             places = batch["fleet_mask"][row].nonzero()[:, 0]
             alone = collate([example])
             alone = {name: value for name, value in alone.items() if not name.startswith("fleet")}
-            own = {name: batch[name][places] for name in batch if name.startswith("fleet_") and name != "fleet_mask"}
+            own = {name: batch[name][places] for name in ("fleet_input_ids", "fleet_lengths")}
             alone |= {f"{name}_labels": batch[f"{name}_labels"][row : row + 1, places] for name in ("leader", "member")}
             single = model(**alone, **own)
             for name in ("leader_logits", "member_logits"):

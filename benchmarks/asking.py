@@ -1,0 +1,130 @@
+"""What the processes do that the selection and generation benchmarks measure: questions, one after another.
+
+Called with a task and its settings as JSON; prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import naive
+import torch
+import workload
+from measured import peak_flops, spread
+from torch.utils.flop_counter import FlopCounterMode
+
+from embervlm.data.images import decode_image
+from embervlm.data.robot_loader import read_robot_tasks
+from embervlm.fleet import Fleet
+from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, preset_config
+from embervlm.runtime.torch_model import TorchRuntime
+from embervlm.selection import Calibration, RobotSelector
+
+WARM_UP = 3
+
+
+def select(settings: dict[str, Any]) -> dict[str, Any]:
+    """Selections without reasoning of one task after another, each with a JPEG of 640x480 pixels.
+
+    Args:
+        settings: ``preset`` or ``model`` (a folder), ``way`` (``ours`` or ``naive``), ``precision`` (of the plain way),
+            ``repeats``, ``threads``, ``picture`` and, where wanted, ``robots`` (a made fleet).
+
+    Returns:
+        milliseconds from the JPEG's bytes and the text to the choice, the plan's writing not counted.
+    """
+    torch.set_num_threads(settings["threads"])
+    selector = _selector(settings)
+    fleet = workload.made_fleet(settings["robots"]) if settings.get("robots") else selector.fleet
+    picture = Path(settings["picture"]).read_bytes()
+    tasks = [task.task for task in read_robot_tasks(workload.TASKS, Fleet.default())[: settings["repeats"] + WARM_UP]]
+    plain = settings["way"] == "naive"
+    if plain:
+        naive.plain(selector.model)
+
+    def ask(task: str) -> float:
+        started = time.perf_counter()
+        if plain:
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings["precision"] == "bf16"):
+                naive.select(selector.model, selector.processor, fleet, task, picture)
+            return 1000 * (time.perf_counter() - started)
+        answer = selector.select(task, image=picture, reason=False, fleet=fleet)
+        return 1000 * (time.perf_counter() - started) - answer.timing_ms.get("plan", 0.0)
+
+    milliseconds = [ask(task) for task in tasks][WARM_UP:]
+    found = {"milliseconds": spread(milliseconds)}
+    if hasattr(selector, "model") and isinstance(selector.model, torch.nn.Module):
+        with FlopCounterMode(display=False) as counter:
+            ask(tasks[0])
+        peak = peak_flops(torch.bfloat16 if plain and settings["precision"] == "bf16" else torch.float32)
+        operations = float(counter.get_total_flops())
+        share = operations / (found["milliseconds"]["median"] / 1000) / peak
+        found |= {"operations": operations, "peak_flops": peak, "share_of_peak": share}
+    return found
+
+
+def generate(settings: dict[str, Any]) -> dict[str, Any]:
+    """So many tokens after a task with a picture, the likeliest each time.
+
+    Args:
+        settings: as of :func:`select`, and ``tokens``.
+
+    Returns:
+        milliseconds from the picture's bytes to the last token.
+    """
+    torch.set_num_threads(settings["threads"])
+    selector = _selector(settings)
+    picture = Path(settings["picture"]).read_bytes()
+    tasks = [task.task for task in read_robot_tasks(workload.TASKS, Fleet.default())[: settings["repeats"] + 1]]
+    plain, tokens = settings["way"] == "naive", settings["tokens"]
+    if plain:
+        naive.plain(selector.model)
+
+    def write(task: str) -> float:
+        started = time.perf_counter()
+        if plain:
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings["precision"] == "bf16"):
+                naive.generate(selector.model, selector.processor, selector.fleet, task, picture, tokens)
+        else:
+            _write(selector, task, picture, tokens)
+        return 1000 * (time.perf_counter() - started)
+
+    return {"milliseconds": spread([write(task) for task in tasks][1:])}
+
+
+@torch.no_grad()
+def _write(selector: Any, task: str, picture: bytes, tokens: int) -> None:
+    """The loop of a selection's writing, behind the fleet that is kept, without its constraints."""
+    model, processor = selector.model, selector.processor
+    fleet = selector._fleet_state(selector.fleet)
+    cache = fleet.cache(1)
+    ids, _ = naive.prompt(processor, (), task)
+    pixels = torch.from_numpy(processor.image_processor.pixels(decode_image(picture)))[None]
+    features, position = model.get_image_features(pixels), 0
+    for _ in range(tokens):
+        states = model.language_model.transformer(
+            inputs_embeds=model.embed(ids, features),
+            past_key_values=cache,
+            position_ids=torch.arange(position, position + ids.shape[1])[None],
+            use_cache=True,
+        ).last_hidden_state
+        position, features = position + ids.shape[1], None
+        ids = model.language_model.lm_head(states[:, -1]).argmax(-1, keepdim=True)
+
+
+def _selector(settings: dict[str, Any]) -> Any:
+    if settings.get("model"):
+        return RobotSelector.from_pretrained(settings["model"])
+    torch.manual_seed(0)
+    model = EmberVLMForConditionalGeneration(preset_config(settings["preset"]))
+    runtime = TorchRuntime(model, EmberVLMProcessor.for_config(model.config))
+    return RobotSelector(runtime, Fleet.default(), Calibration())
+
+
+if __name__ == "__main__":
+    task = {"select": select, "generate": generate}[sys.argv[1]]
+    sys.stdout.write(json.dumps(task(json.loads(sys.argv[2]))) + "\n")

@@ -1,0 +1,70 @@
+"""Measures how long a hundred tokens take to be written after a picture and a task.
+
+Run as ``python benchmarks/generation.py --out DIR``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measured import MIB, BenchmarkError, finish, machine, out_flags, say, table, worker
+from workload import write_pictures
+
+TOKENS = 100
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure; 0 when it has, whatever the figures, 1 when it could not."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    out_flags(parser)
+    parser.add_argument("--preset", choices=("ember", "spark"), default="ember")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+    try:
+        return _measure(options)
+    except (BenchmarkError, OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def _measure(options: argparse.Namespace) -> int:
+    found: dict[str, Any] = {"machine": machine(), "preset": options.preset, "tokens": TOKENS, "rows": []}
+    with tempfile.TemporaryDirectory() as work:
+        (picture,) = write_pictures(Path(work), 1)
+        for way, precision in (("naive", "no"), ("naive", "bf16"), ("ours", "no")):
+            say(f"generation: {way}, {precision}")
+            settings = {
+                "preset": options.preset,
+                "way": way,
+                "precision": precision,
+                "repeats": 1 if options.quick else 5,
+                "tokens": 10 if options.quick else TOKENS,
+                "threads": options.threads,
+                "picture": str(picture),
+            }
+            run = worker("asking.py", "generate", settings, {"OMP_NUM_THREADS": str(options.threads)})
+            found["rows"].append({"way": way, "precision": precision, **run.result, "peak_mib": run.resident / MIB})
+    listed = table(
+        f"{TOKENS} tokens, {options.preset}", "way", "format", "median ms", "ms a token", "times as fast", "peak MiB"
+    )
+    plain = found["rows"][0]["milliseconds"]["median"]
+    for row in found["rows"]:
+        median = row["milliseconds"]["median"]
+        row["times_as_fast"] = plain / median
+        listed.add_row(
+            row["way"],
+            "fp32" if row["precision"] == "no" else row["precision"],
+            f"{median:,.0f}",
+            f"{median / (10 if options.quick else TOKENS):.1f}",
+            f"{row['times_as_fast']:.1f}",
+            f"{row['peak_mib']:,.0f}",
+        )
+    return finish(found, [listed], options.out / f"generation_{options.preset}.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
