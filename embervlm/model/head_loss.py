@@ -49,7 +49,7 @@ class _HeadLoss(torch.autograd.Function):
                 chunk, wanted = states[start : start + CHUNK].to(dtype), targets[start : start + CHUNK, None]
                 logits = chunk @ head.T  # (places, vocabulary)
                 rows = ROWS if device == "cpu" else CHUNK
-                for part, target in zip(logits.split(rows), wanted.split(rows), strict=True):
+                for part, target in zip(torch.split(logits, rows), torch.split(wanted, rows), strict=True):
                     likely = F.log_softmax(part, -1, dtype=torch.float32)
                     total -= likely.gather(1, target).sum()
                     if with_gradients:
@@ -67,7 +67,7 @@ class _HeadLoss(torch.autograd.Function):
         return total * share
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, None]:
         if ctx.gradients is None:
             raise RuntimeError("the gradients of the language head's loss are given once. Cure: compute the loss again")

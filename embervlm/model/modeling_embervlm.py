@@ -313,7 +313,7 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             return [None] * len(ids)
         table = self.get_input_embeddings().weight
         flat = F.embedding(torch.cat([each.reshape(-1) for each in given]).clamp(min=0), table, sparse=sparse)
-        parts = iter(flat.split([each.numel() for each in given]))
+        parts = iter(torch.split(flat, [each.numel() for each in given]))
         return [None if each is None else next(parts).view(*each.shape, -1) for each in ids]
 
     def encode_fleet(
