@@ -21,6 +21,7 @@ from embervlm.data.images import decode_image
 from embervlm.data.robot_loader import read_robot_tasks
 from embervlm.fleet import Fleet
 from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, preset_config
+from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import Calibration, RobotSelector
 
 WARM_UP = 3
@@ -120,7 +121,8 @@ def _selector(settings: dict[str, Any]) -> Any:
         return RobotSelector.from_pretrained(settings["model"])
     torch.manual_seed(0)
     model = EmberVLMForConditionalGeneration(preset_config(settings["preset"]))
-    return RobotSelector(model, EmberVLMProcessor.for_config(model.config), Fleet.default(), Calibration())
+    runtime = TorchRuntime(model, EmberVLMProcessor.for_config(model.config))
+    return RobotSelector(runtime, Fleet.default(), Calibration())
 
 
 if __name__ == "__main__":

@@ -15,21 +15,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from embervlm import folders
 from embervlm.cli import main
 from embervlm.doctor import examine
 from embervlm.fleet import Fleet, Robot
-from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, preset_config, weights
+from embervlm.folders import WeightsError, load_fleet, model_folder, write_manifest
+from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, preset_config
 from embervlm.model.compact import CompactError, compacted, restored
-from embervlm.model.weights import (
-    WeightsError,
-    load_fleet,
-    load_model,
-    load_processor,
-    model_folder,
-    save_compact,
-    save_folder,
-    write_manifest,
-)
+from embervlm.model.weights import load_model, load_processor, save_compact, save_folder
 from embervlm.selection import RobotSelector
 
 #: What the package may carry.
@@ -70,14 +63,14 @@ def copied(compact: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def box(compact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The compact folder as the model in the package."""
-    monkeypatch.setattr(weights, "_BOX", tmp_path / "box")
+    monkeypatch.setattr(folders, "_BOX", tmp_path / "box")
     return Path(shutil.copytree(compact, tmp_path / "box" / "spark"))
 
 
 @pytest.fixture
 def no_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installation without a model."""
-    monkeypatch.setattr(weights, "_BOX", tmp_path / "box")
+    monkeypatch.setattr(folders, "_BOX", tmp_path / "box")
 
 
 def refusal(call: Callable[[], Any]) -> str:

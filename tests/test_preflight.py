@@ -328,8 +328,8 @@ def test_fleet_length(tokenizer: Any) -> None:
 
 def test_prompt_version(make_tiny: Callable[..., Any]) -> None:
     model = make_tiny()
-    check_prompt_version(model)
+    check_prompt_version(model.config.prompt_version)
     model.config.prompt_version = PROMPT_VERSION + 1
     expected = f"trained with prompt version {PROMPT_VERSION + 1}, this package writes {PROMPT_VERSION}"
     with pytest.raises(PreflightError, match=expected):
-        check_prompt_version(model)
+        check_prompt_version(model.config.prompt_version)

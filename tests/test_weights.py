@@ -16,22 +16,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from embervlm import folders
 from embervlm.fleet import Fleet, Robot
-from embervlm.model import EmberVLMProcessor, weights
+from embervlm.folders import MANIFEST, WeightsError, complete_folder, is_complete, load_fleet, verify_folder
+from embervlm.model import EmberVLMProcessor
 from embervlm.model.repvit import RepViT
-from embervlm.model.weights import (
-    MANIFEST,
-    WeightsError,
-    complete_folder,
-    is_complete,
-    load_fleet,
-    load_model,
-    load_processor,
-    load_source_tokenizer,
-    save_folder,
-    starting_model,
-    verify_folder,
-)
+from embervlm.model.weights import load_model, load_processor, load_source_tokenizer, save_folder, starting_model
 from embervlm.preflight import align_embeddings, embedding_rows
 from embervlm.tokens import load_tokenizer
 
@@ -273,7 +263,7 @@ def test_json_of_a_model_folder_is_read_within_limits(
     (folder / "config.json").unlink()
     (folder / "config.json").write_text("[" * 100_000)
     assert "nested too deeply" in refusal(lambda: load_model(folder))
-    monkeypatch.setattr(weights, "MAX_JSON_BYTES", 99_999)
+    monkeypatch.setattr(folders, "MAX_JSON_BYTES", 99_999)
     assert "config.json has more than 99,999 bytes" in refusal(lambda: load_model(folder))
 
 

@@ -11,7 +11,8 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from torch import Tensor
 
-from embervlm.model.weights import load_model, load_processor, model_folder
+from embervlm.folders import model_folder
+from embervlm.model.weights import load_model, load_processor
 from embervlm.prompts import chat_pieces, encode
 from embervlm.tokens import encode_text
 

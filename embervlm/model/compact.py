@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from embervlm.folders import one_line
 from embervlm.model.configuration_embervlm import EmberVLMConfig
 from embervlm.model.modeling_embervlm import EmberVLMForConditionalGeneration
 
@@ -214,8 +215,3 @@ def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, tuple[str, li
             f"the weights do not fit the configuration ({len(missing)} missing: {missing[:2]}, "
             f"{len(wrong)} of another shape or type: {wrong[:2]}, {len(unknown)} not known: {unknown[:2]!s:.200})"
         )
-
-
-def one_line(error: Exception) -> str:
-    """An error's message in one line of at most 160 characters; its type where it says nothing."""
-    return " ".join(str(error).split())[:160] or type(error).__name__

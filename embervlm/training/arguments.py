@@ -185,7 +185,7 @@ class RunSettings:
             problems.append(f"--resume {self.resume}: no such checkpoint folder; expected one, or auto")
         if self.teacher is not None:
             # Loads torch and transformers, for which nobody else who mistypes a flag should wait.
-            from embervlm.model.weights import WeightsError
+            from embervlm.folders import WeightsError
             from embervlm.training.teacher import teacher_folder
 
             try:

@@ -22,8 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from embervlm.model.compact import one_line
-from embervlm.model.weights import UNFINISHED, WeightsError, read_json_file, verify_folder
+from embervlm.folders import UNFINISHED, WeightsError, one_line, read_json_file, verify_folder
 
 logger = logging.getLogger(__name__)
 

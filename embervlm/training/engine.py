@@ -25,8 +25,8 @@ from embervlm.data.quarantine import QUARANTINE_FILE, Quarantine
 from embervlm.data.sample import DataError, Split
 from embervlm.data.stream import StreamCollator, StreamedDataset, without_traceback
 from embervlm.fleet import Fleet
+from embervlm.folders import WeightsError, complete_folder
 from embervlm.model.attention import attend_in_fp32
-from embervlm.model.weights import WeightsError, complete_folder
 from embervlm.preflight import check_embeddings, check_image_tokens, check_prompt_version
 from embervlm.training.arguments import RunSettings
 from embervlm.training.checkpoints import (
@@ -105,7 +105,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         check_embeddings(model, processing_class.tokenizer)
         check_image_tokens(model, processing_class)
-        check_prompt_version(model)
+        check_prompt_version(model.config.prompt_version)
         frozen = self.frozen_parts(model)
         for part in PARTS:
             getattr(model, part).requires_grad_(part not in frozen)

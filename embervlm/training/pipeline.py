@@ -26,16 +26,9 @@ from embervlm.data.sample import DataError, RobotSample
 from embervlm.data.shards import find, names_shards
 from embervlm.data.stream import ORDER_FILE, Catalogue, StreamedDataset, open_catalogue
 from embervlm.fleet import FLEET_FILE, Fleet, FleetError
+from embervlm.folders import check_model_folder, is_complete, verify_folder
 from embervlm.model import EmberVLMProcessor
-from embervlm.model.weights import (
-    check_model_folder,
-    is_complete,
-    load_model,
-    load_source_tokenizer,
-    save_folder,
-    starting_model,
-    verify_folder,
-)
+from embervlm.model.weights import load_model, load_source_tokenizer, save_folder, starting_model
 from embervlm.preflight import align_embeddings, check_fleet_length, check_labels, check_positions, check_robots
 from embervlm.tokens import load_tokenizer
 from embervlm.training.allocator import keep_freed_memory

@@ -26,7 +26,7 @@ from embervlm.data.loaders import SourceReport
 from embervlm.data.robot_loader import DATASET, RobotReport
 from embervlm.data.shards import DATASET as SHARDS
 from embervlm.data.stream import Catalogue
-from embervlm.model.weights import is_complete
+from embervlm.folders import is_complete
 from embervlm.training.arguments import RunSettings
 from embervlm.training.engine import PARTS, StageTrainer
 

@@ -25,9 +25,11 @@ from embervlm.data.json_files import peek_json, read_json
 from embervlm.data.robot_loader import read_robot_tasks
 from embervlm.data.sample import DataError, PackedPicture
 from embervlm.fleet import Fleet, FleetError
+from embervlm.folders import WeightsError, verify_folder
 from embervlm.model import EmberVLMProcessor
-from embervlm.model.weights import WeightsError, load_model, load_processor, verify_folder
+from embervlm.model.weights import load_model, load_processor
 from embervlm.preflight import PreflightError
+from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import (
     CALIBRATION_FILE,
     Calibration,
@@ -261,7 +263,7 @@ def folders(work: Path, model: Path) -> Target:
     def use(path: Path) -> None:
         loaded = load_model(path)
         processor = EmberVLMProcessor.for_config(loaded.config, tokenizer)
-        RobotSelector(loaded, processor, Fleet.default(), Calibration()).select("Go.", picture)
+        RobotSelector(TorchRuntime(loaded, processor), Fleet.default(), Calibration()).select("Go.", picture)
 
     readers = {b"config.json": use, b"tokenizer_config.json": load_processor}
 

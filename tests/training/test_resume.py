@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from embervlm.data.sample_data import write_sample_data
-from embervlm.model.weights import MANIFEST, UNFINISHED
+from embervlm.folders import MANIFEST, UNFINISHED
 from embervlm.training import checkpoints, engine, pipeline
 from embervlm.training.arguments import RunSettings
 from embervlm.training.checkpoints import CheckpointError
