@@ -57,8 +57,8 @@ from embervlm.training.trackers import end_stage, prepare
 
 logger = logging.getLogger(__name__)
 
-#: How fast stage 3 goes on from what was studied, as a share of the learning rate: at the full rate a hundred steps undo
-#: more than they add.
+#: How fast stage 3 goes on from what was studied, as a share of the learning rate: at the full rate its first hundred
+#: steps undo more than they add.
 STUDIED_RATE = 0.35
 
 STAGES: dict[int, type[StageTrainer]] = {1: Stage1Trainer, 2: Stage2Trainer, 3: Stage3Trainer}
