@@ -8,7 +8,7 @@ DEMO := demo
 # The model in the box and how it was measured: see docs/results.md.
 SPARK := build/spark
 
-.PHONY: help setup demo spark bench test test-serve reliability lint types unit clean
+.PHONY: help setup demo spark bench test test-serve reliability fuzz lint types unit docs clean
 
 help:
 	@echo "make setup  install into .venv"
@@ -16,8 +16,10 @@ help:
 	@echo "make spark  train the model in the box from committed data (about an hour on two cores) into $(SPARK)"
 	@echo "make test   lint, types and tests"
 	@echo "make reliability  runs that are killed, stopped and damaged, held against those that are not (at most 20 minutes)"
+	@echo "make fuzz   strangers' pictures, fleets, JSON, questions and folders, made by a fuzzer (10 minutes each)"
 	@echo "make test-serve  the server's long checks: every operation fuzzed, load, hostile pictures, the page in a browser"
 	@echo "make bench  speed and memory of training, selection, generation, start-up and data, against a plain reference (a quarter of an hour)"
+	@echo "make docs   the documentation as a site, in build/site"
 	@echo "make clean  remove what these made"
 
 setup: $(VENV)/installed
@@ -76,6 +78,10 @@ unit: setup
 reliability: setup
 	$(BIN)/pytest tests/reliability
 
+# The short run of it is part of `make test`.
+fuzz: setup
+	FUZZ_SECONDS=600 $(BIN)/pytest -s tests/fuzz
+
 # Needs Chromium (Debian: apt-get install chromium) and npm for the accessibility scan; what is missing is skipped and said.
 test-serve: setup
 	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable ".[test-serve]"
@@ -84,6 +90,10 @@ test-serve: setup
 # On a machine that does nothing else. Tables and JSON stay in build/bench; docs/performance.md says how to read them.
 bench: setup
 	$(BIN)/python benchmarks/bench.py --out build/bench
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/site/index.html"
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -21,6 +21,8 @@ from embervlm.data.images import decode_image
 from embervlm.data.robot_loader import read_robot_tasks
 from embervlm.fleet import Fleet
 from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, preset_config
+from embervlm.runtime.torch_model import TorchRuntime
+from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import Calibration, RobotSelector
 
 WARM_UP = 3
@@ -43,20 +45,20 @@ def select(settings: dict[str, Any]) -> dict[str, Any]:
     tasks = [task.task for task in read_robot_tasks(workload.TASKS, Fleet.default())[: settings["repeats"] + WARM_UP]]
     plain = settings["way"] == "naive"
     if plain:
-        naive.plain(selector.model)
+        naive.plain(selector.runtime.model)
 
     def ask(task: str) -> float:
         started = time.perf_counter()
         if plain:
             with torch.autocast("cpu", torch.bfloat16, enabled=settings["precision"] == "bf16"):
-                naive.select(selector.model, selector.processor, fleet, task, picture)
+                naive.select(selector.runtime.model, selector.runtime.processor, fleet, task, picture)
             return 1000 * (time.perf_counter() - started)
         answer = selector.select(task, image=picture, reason=False, fleet=fleet)
         return 1000 * (time.perf_counter() - started) - answer.timing_ms.get("plan", 0.0)
 
     milliseconds = [ask(task) for task in tasks][WARM_UP:]
     found = {"milliseconds": spread(milliseconds)}
-    if hasattr(selector, "model") and isinstance(selector.model, torch.nn.Module):
+    if isinstance(selector.runtime, TorchRuntime):
         with FlopCounterMode(display=False) as counter:
             ask(tasks[0])
         peak = peak_flops(torch.bfloat16 if plain and settings["precision"] == "bf16" else torch.float32)
@@ -81,13 +83,15 @@ def generate(settings: dict[str, Any]) -> dict[str, Any]:
     tasks = [task.task for task in read_robot_tasks(workload.TASKS, Fleet.default())[: settings["repeats"] + 1]]
     plain, tokens = settings["way"] == "naive", settings["tokens"]
     if plain:
-        naive.plain(selector.model)
+        naive.plain(selector.runtime.model)
 
     def write(task: str) -> float:
         started = time.perf_counter()
         if plain:
             with torch.autocast("cpu", torch.bfloat16, enabled=settings["precision"] == "bf16"):
-                naive.generate(selector.model, selector.processor, selector.fleet, task, picture, tokens)
+                naive.generate(
+                    selector.runtime.model, selector.runtime.processor, selector.fleet, task, picture, tokens
+                )
         else:
             _write(selector, task, picture, tokens)
         return 1000 * (time.perf_counter() - started)
@@ -98,7 +102,7 @@ def generate(settings: dict[str, Any]) -> dict[str, Any]:
 @torch.no_grad()
 def _write(selector: Any, task: str, picture: bytes, tokens: int) -> None:
     """The loop of a selection's writing, behind the fleet that is kept, without its constraints."""
-    model, processor = selector.model, selector.processor
+    model, processor = selector.runtime.model, selector.runtime.processor
     fleet = selector._fleet_state(selector.fleet)
     cache = fleet.cache(1)
     ids, _ = naive.prompt(processor, (), task)
@@ -120,7 +124,8 @@ def _selector(settings: dict[str, Any]) -> Any:
         return RobotSelector.from_pretrained(settings["model"])
     torch.manual_seed(0)
     model = EmberVLMForConditionalGeneration(preset_config(settings["preset"]))
-    return RobotSelector(model, EmberVLMProcessor.for_config(model.config), Fleet.default(), Calibration())
+    runtime = TorchRuntime(model, EmberVLMProcessor.for_config(model.config))
+    return RobotSelector(runtime, Fleet.default(), Calibration())
 
 
 if __name__ == "__main__":

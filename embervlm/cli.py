@@ -19,9 +19,11 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 # As `model.configuration_embervlm.PRESETS`, which takes seconds to import.
 _PRESETS = ("ember", "spark")
-# As `model.weights.BOX_MODEL`.
+# As `folders.BOX_MODEL`.
 _BOX_MODEL = "spark"
-_EXPORT_FORMATS = ("compact",)
+_EXPORT_FORMATS = ("compact", "onnx")
+# As `export.write.QUANTIZE`.
+_QUANTIZE = ("none", "int8")
 _MODEL_HELP = "a trained model's folder; without it spark, the one that comes with the package"
 
 
@@ -35,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 on success, 1 on a failed check or run, 2 on bad usage.
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    parser = _parser(next((word for word in given if not word.startswith("-")), None))
+    arguments = parser.parse_args(given)
     _set_up_logging()
     # Read when these libraries are first imported: their own bars and lines would stand between ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -52,6 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"embervlm {arguments.command}: {_one_line(error)}", file=sys.stderr)
         # A run that was stopped by a signal says with what it ends: 128 and the signal's number.
         return int(getattr(error, "exit_code", EXIT_FAILED))
+    except ModuleNotFoundError as error:
+        if arguments.debug or (error.name or "embervlm").partition(".")[0] == "embervlm":
+            raise
+        cure = f'{error.name} is not installed; run: pip install "embervlm[train]"'
+        print(f"embervlm {arguments.command}: {cure}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print(f"embervlm {arguments.command}: interrupted", file=sys.stderr)
         return 130
@@ -64,13 +73,15 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: str | None = None) -> argparse.ArgumentParser:
+    """The parser; of a subcommand that is asked for, its flags alone, since those of others take imports."""
     parser = _Parser(prog="embervlm", description="Select the robots of a fleet for a scene and a task.")
     parser.add_argument("--version", action="version", version=f"embervlm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (help_text, add_flags, run) in _COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
-        add_flags(command)
+        if asked is None or asked == name:
+            add_flags(command)
         command.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
         command.set_defaults(run=run, command=name)
     return parser
@@ -474,19 +485,47 @@ def _export_flags(parser: argparse.ArgumentParser) -> None:
         "--format",
         required=True,
         choices=_EXPORT_FORMATS,
-        help="compact: a model folder of a quarter of the size, the tables in bytes, the rest in half precision",
+        help="compact: a model folder of a quarter of the size, the tables in bytes, the rest in half precision;"
+        " onnx: graphs that answer without torch",
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="a trained model's folder")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder, or a compact one")
-    parser.add_argument("--card", type=Path, metavar="FILE", help="the card to go with it, in place of the model's own")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder, or one of the format")
+    parser.add_argument("--card", type=Path, metavar="FILE", help="compact: the card to go with it, for the model's")
+    parser.add_argument(
+        "--quantize",
+        choices=_QUANTIZE,
+        help="onnx: smaller and faster, unless it costs more than a point of leader accuracy",
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="PATH", help="onnx: robot tasks to check that on; rendered scenes without it"
+    )
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from embervlm.model.weights import model_folder, save_compact
+    from embervlm.folders import load_fleet, model_folder
 
-    source = model_folder(arguments.model)
-    out = save_compact(arguments.out, source, arguments.card)
+    source, out, found = model_folder(arguments.model), arguments.out, None
+    if arguments.format == "compact":
+        if arguments.quantize is not None or arguments.data is not None:
+            raise UsageError("--quantize and --data go with --format onnx")
+        from embervlm.model.weights import save_compact
+
+        save_compact(out, source, arguments.card)
+    else:
+        quantize = arguments.quantize or "none"
+        if arguments.card is not None:
+            raise UsageError("--card goes with --format compact")
+        if arguments.data is not None and quantize == "none":
+            raise UsageError("--data goes with --quantize, whose loss is measured on it")
+        _need_extra("export", "onnx", "onnxruntime")
+        from embervlm.export.check import questions_of
+        from embervlm.export.write import save_onnx
+
+        questions = None if arguments.data is None else questions_of(arguments.data, load_fleet(source))
+        found = save_onnx(out, source, quantize, questions)
     print(f"{out}: {_megabytes(out)}, from {source} of {_megabytes(source)}")
+    if found is not None:
+        print(f"checked: {found}")
     return 0
 
 

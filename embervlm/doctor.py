@@ -113,9 +113,9 @@ def _own_metadata() -> Any:
 
 
 def _requirements() -> dict[str, SpecifierSet]:
-    """What the installed package needs, without its extras: name -> supported versions."""
+    """What the installed package needs for training, without its other extras: name -> supported versions."""
     parsed = [Requirement(line) for line in _own_metadata().get_all("Requires-Dist") or []]
-    return {r.name: r.specifier for r in parsed if r.marker is None or r.marker.evaluate({"extra": ""})}
+    return {r.name: r.specifier for r in parsed if r.marker is None or r.marker.evaluate({"extra": "train"})}
 
 
 def _package(name: str) -> str:
@@ -228,7 +228,7 @@ def _fleet(path: Path) -> str:
 
 
 def _model_in_the_package() -> str:
-    from embervlm.model.weights import BOX_MODEL, has_box_model
+    from embervlm.folders import BOX_MODEL, has_box_model
 
     if not has_box_model():
         return "none; select and evaluate need --model"
@@ -236,7 +236,11 @@ def _model_in_the_package() -> str:
 
 
 def _model_checks(name: str | Path, fleet_file: Path | None) -> list[Check]:
-    """The checks of one model; those after the first only if it loads."""
+    """The checks of one model; those after the first only if it loads, and of ONNX graphs only whether they answer."""
+    from embervlm.folders import is_onnx, model_folder
+
+    if is_onnx(model_folder(name)):
+        return [_check("model", lambda: _graphs(model_folder(name), fleet_file))]
     loaded: list[tuple[Path, Any]] = []
     checks = [_check("model", lambda: _load(name, loaded))]
     if not loaded:
@@ -266,13 +270,27 @@ class _Processor:
 
 
 def _load(name: str | Path, loaded: list[tuple[Path, Any]]) -> str:
-    from embervlm.model.weights import is_complete, load_model, model_folder
+    from embervlm.folders import is_complete, model_folder
+    from embervlm.model.weights import load_model
 
     folder = model_folder(name)
     model = load_model(folder)
     loaded.append((folder, model))
     manifest = "agrees with its manifest" if is_complete(folder) else "no manifest to hold it against"
     return f"{folder}: {model.num_parameters() / 1e6:.1f}M parameters, {manifest}"
+
+
+def _graphs(folder: Path, fleet_file: Path | None) -> str:
+    from PIL import Image
+
+    from embervlm.fleet import Fleet
+    from embervlm.selection import RobotSelector
+
+    selector = RobotSelector.from_pretrained(folder)
+    fleet = Fleet.from_yaml(fleet_file) if fleet_file is not None else None
+    # Every graph is opened by it.
+    selector.select("Film the roof.", Image.new("RGB", (64, 64)), fleet=fleet)
+    return f"{folder}: ONNX graphs that agree with their manifest and answer"
 
 
 def _model_tokens(model: Any, processor: _Processor) -> str:
@@ -294,13 +312,13 @@ def _model_pictures(model: Any, processor: _Processor) -> str:
 def _model_wording(model: Any) -> str:
     from embervlm.preflight import check_prompt_version
 
-    check_prompt_version(model)
+    check_prompt_version(model.config.prompt_version)
     return f"prompt version {model.config.prompt_version}"
 
 
 def _model_fleet(folder: Path, fleet_file: Path | None, model: Any) -> str:
     from embervlm.fleet import Fleet
-    from embervlm.model.weights import load_fleet
+    from embervlm.folders import load_fleet
     from embervlm.preflight import check_fleet_length
     from embervlm.prompts import robot_description
     from embervlm.tokens import encode_text, load_tokenizer

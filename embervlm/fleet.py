@@ -23,6 +23,13 @@ _REQUIRED_KEYS = ("name", "capabilities", "limitations", "environments")
 _OPTIONAL_KEYS = ("count", "payload_kg", "urdf", "same_as", "overlaps", "outdoes")
 
 
+# What PyYAML raises on what is no YAML, and on values that are not of the type that a tag says, such as `!!int x`.
+_YAML_ERRORS = (
+    *(yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
+    AssertionError,
+)
+
+
 class FleetError(ValueError):
     """A fleet, or a robot's name, that cannot be used; the message says what was found and what was expected."""
 
@@ -168,16 +175,16 @@ class Fleet:
         """
         path = Path(path)
         try:
-            if path.stat().st_size > MAX_FLEET_FILE_BYTES:
-                raise FleetError(
-                    f"{path}: {path.stat().st_size} bytes; a fleet file has at most {MAX_FLEET_FILE_BYTES}"
-                )
-            text = path.read_text(encoding="utf-8-sig")
+            with path.open("rb") as file:
+                data = file.read(MAX_FLEET_FILE_BYTES + 1)
+            if len(data) > MAX_FLEET_FILE_BYTES:
+                raise FleetError(f"{path}: more than {MAX_FLEET_FILE_BYTES:,} bytes, the most that a fleet file has")
+            text = data.decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise FleetError(f"{path}: cannot read the fleet file ({_reason(error)})") from None
         try:
             document = yaml.load(text, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
+        except _YAML_ERRORS as error:
             raise FleetError(f"{path}: not valid YAML ({_reason(error)})") from None
         try:
             return cls.from_dict(document)

@@ -1,21 +1,22 @@
 """The checks that run before the first step: pure functions that raise with both numbers and the cure.
 
 They hold the tokenizer, the embedding, the head, the positions, the pictures, the labels and the fleet against each
-other, so that nothing of this surfaces as an index out of range in the middle of a run.
+other, so that nothing of this surfaces as an index out of range in the middle of a run. torch is loaded by those alone
+that look at a model.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from embervlm.fleet import Fleet, FleetError
 from embervlm.prompts import IGNORED, PROMPT_VERSION, robot_description
 from embervlm.tokens import CONTROL_IDS, TokenizerError, check_tokenizer, encode_text
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,12 @@ def check_image_tokens(model: Any, processor: Any) -> None:
             f"the processor expands a picture to {processor.image_tokens} image tokens, the model makes {expected} "
             "visual tokens of it. Cure: EmberVLMProcessor.for_config(model.config)"
         )
+    positions = model.config.text_config.n_positions
+    if not 1 <= model.image_tokens < positions:
+        raise PreflightError(
+            f"a picture would take {model.image_tokens:,} tokens of the language model's {positions:,} positions; "
+            "expected at least one and room for a task. Cure: another image_size in the model's configuration"
+        )
     size, image_size = processor.image_processor.size["height"], model.config.vision_config.image_size
     if size != image_size:
         raise PreflightError(
@@ -137,15 +144,18 @@ def check_image_tokens(model: Any, processor: Any) -> None:
         )
 
 
-def check_prompt_version(model: Any) -> None:
+def check_prompt_version(version: int) -> None:
     """Refuse weights that were trained with another wording.
+
+    Args:
+        version: as their configuration has it.
 
     Raises:
         PreflightError: names both versions.
     """
-    if model.config.prompt_version != PROMPT_VERSION:
+    if version != PROMPT_VERSION:
         raise PreflightError(
-            f"the weights were trained with prompt version {model.config.prompt_version}, this package writes "
+            f"the weights were trained with prompt version {version}, this package writes "
             f"{PROMPT_VERSION}. Cure: train stage 3 again, or install the package version that they were trained with"
         )
 
@@ -212,12 +222,16 @@ def _text_model(model: nn.Module) -> Any:
 
 
 def _input_embedding(model: nn.Module) -> nn.Embedding:
+    from torch import nn
+
     embedding = _text_model(model).get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
     return embedding
 
 
 def _language_head(model: nn.Module) -> nn.Linear:
+    from torch import nn
+
     head = _text_model(model).get_output_embeddings()
     assert isinstance(head, nn.Linear)
     return head
@@ -230,6 +244,8 @@ def _is_tied(model: nn.Module) -> bool:
 
 def _make_head_fit(model: Any, rows: int) -> None:
     """Give the head the embedding's rows: shared when tied, otherwise its own with the old values where there are."""
+    from torch import nn
+
     head, embedding = _language_head(model), _input_embedding(model)
     if not _is_tied(model) and head.weight.shape[0] != rows:
         weight = embedding.weight.detach().clone()
@@ -253,8 +269,8 @@ def _moved_tokens(tokenizer: Any, source_tokenizer: Any, source_rows: int) -> di
     }
 
 
-@torch.no_grad()
-def _move_rows(weight: torch.Tensor, old_rows: torch.Tensor, moved: dict[int, int]) -> None:
+def _move_rows(weight: Tensor, old_rows: Tensor, moved: dict[int, int]) -> None:
+    rows = weight.detach()
     for new, old in moved.items():
         if old < old_rows.shape[0]:
-            weight[new] = old_rows[old].to(weight.dtype)
+            rows[new] = old_rows[old].to(weight.dtype)

@@ -2,6 +2,7 @@
 
 The order is that of the training prompts: task, (requirements, environment), the robot head's choice, (grounds), plan.
 Names, grounds and the plan's robots are written under constraints, so that the text can only say what the head chose.
+Every decision is made here, on numbers that a runtime gives: PyTorch, or ONNX graphs without it.
 """
 
 from __future__ import annotations
@@ -20,35 +21,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from embervlm.clauses import bare, clauses, orders
-from embervlm.data.collate import Collator, Example, encode_fleet_text
 from embervlm.data.images import ImageError, decode_image
 from embervlm.fleet import Fleet, Robot
-from embervlm.model.modeling_embervlm import FleetState
-from embervlm.model.weights import WeightsError, load_fleet, load_model, load_processor, model_folder
-from embervlm.preflight import (
-    check_embeddings,
-    check_fleet_length,
-    check_image_tokens,
-    check_positions,
-    check_prompt_version,
-)
+from embervlm.folders import WeightsError, is_onnx, load_fleet, model_folder, read_json_file
+from embervlm.preflight import check_fleet_length, check_positions
 from embervlm.prompts import (
     BECAUSE,
     NO_PICTURE,
-    Encoded,
     decision_sentence,
     encode,
     robot_description,
     selection_text,
     task_pieces,
 )
+from embervlm.runtime.base import Floats, Reader, Runtime
+from embervlm.runtime.onnx_model import OnnxRuntime
 from embervlm.tokens import (
     ACTION_PLAN,
     CONTROL_IDS,
@@ -58,12 +49,14 @@ from embervlm.tokens import (
     ROBOT_SELECTION,
     encode_text,
 )
-from embervlm.words import hashed_words, padded
+from embervlm.words import hashed_words
 
 logger = logging.getLogger(__name__)
 
 CALIBRATION_FILE = "calibration.json"
 MAX_TASK_CHARACTERS = 2_000
+#: Of a file of tasks.
+MAX_TASKS_BYTES = 256 * 1024**2
 MAX_STEP_TOKENS = 48
 #: Fleets whose encoded descriptions are kept.
 MAX_KEPT_FLEETS = 4
@@ -153,10 +146,10 @@ class Calibration:
         if not path.is_file():
             return cls()
         try:
-            return cls._from_dict(json.loads(path.read_text(encoding="utf-8")), path)
+            return cls._from_dict(read_json_file(path), path)
         except WeightsError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise WeightsError(f"{path}: not a calibration ({error!r:.100})") from None
 
     @classmethod
@@ -291,25 +284,37 @@ class RobotSelector:
     Use :meth:`from_pretrained`. A fleet is encoded once and kept while it is among the last in use.
     """
 
-    def __init__(self, model: Any, processor: Any, fleet: Fleet, calibration: Calibration) -> None:
-        check_embeddings(model, processor.tokenizer)
-        check_image_tokens(model, processor)
-        check_prompt_version(model)
-        self.model = model.eval()
-        self.processor, self.fleet, self.calibration = processor, fleet, calibration
-        self.tokenizer = processor.tokenizer
-        self._kept_fleets: dict[Fleet, FleetState] = {}
+    def __init__(self, runtime: Runtime, fleet: Fleet, calibration: Calibration) -> None:
+        self.runtime, self.fleet, self.calibration = runtime, fleet, calibration
+        self.tokenizer = runtime.tokenizer
+        self._kept_fleets: dict[Fleet, Any] = {}
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> RobotSelector:
         """The selector of a model folder, or of ``"spark"``, the model that comes with the package.
 
+        A folder of ONNX graphs is run without torch.
+
         Raises:
             WeightsError, TokenizerError, PreflightError, FleetError: the folder is missing, damaged or does not fit.
         """
         folder = model_folder(folder)
-        model = load_model(folder)
-        return cls(model, load_processor(folder), load_fleet(folder), Calibration.from_folder(folder))
+        return cls(load_runtime(folder), load_fleet(folder), Calibration.from_folder(folder))
+
+    @property
+    def model(self) -> Any:
+        """The model that PyTorch runs; a folder of ONNX graphs has none."""
+        return self._torch().model
+
+    @property
+    def processor(self) -> Any:
+        """The processor of the model that PyTorch runs."""
+        return self._torch().processor
+
+    def _torch(self) -> Any:
+        if isinstance(self.runtime, OnnxRuntime):
+            raise WeightsError(f"{self.runtime.folder}: of ONNX graphs, which only answer; name the model's own folder")
+        return self.runtime
 
     def select(
         self,
@@ -320,7 +325,7 @@ class RobotSelector:
         fleet: Fleet | None = None,
         coverage: float | None = None,
         on_step: OnStep | None = None,
-        reader: Callable[[FleetState], Reader] | None = None,
+        reader: Callable[[Any], Reader] | None = None,
     ) -> Selection:
         """Select the robots for one task.
 
@@ -347,37 +352,36 @@ class RobotSelector:
         if coverage is not None:
             self._check_coverage(fleet, coverage, image is not None)
         clock = _Clock()
-        with torch.inference_mode():
-            state = self._fleet_state(fleet)
-            clock.lap("fleet")
-            pixels = self._pixels(image, MIN_PICTURE_SIDE)  # (3, size, size)
-            clock.lap("picture")
-            writer = _Writer(self, (reader or self._reader)(state), on_step)
-            writer.read(
-                self._prompt(task, image is not None), None if pixels is None else torch.from_numpy(pixels)[None]
-            )
-            before = self._write_observations(writer, image is not None) if reason else []
-            clock.lap("reasoning" if reason else "task")
-            writer.begin("selection")
-            chosen = writer.read([CONTROL_IDS[ROBOT_SELECTION]])
-            leader_logits, member_logits = self.model.robot_head(chosen, self._word_vectors([task]), state)
-            leading = self.leading(leader_logits, [image is not None])[0].tolist()
-            order = sorted(range(len(fleet)), key=lambda index: -leading[index])
-            parts = clauses(task)
-            by_clause = member_logits
-            if len(parts) > 1:
-                by_clause = self._logits(parts, [pixels] * len(parts), state)[1]
-            member_logits = self._with_clauses(member_logits[0], by_clause, image is not None)
-            names = [fleet.names[i] for i in self._selected(leading, member_logits, image is not None)]
-            clock.lap("selection")
-            writer.read(encode_text(self.tokenizer, selection_text(names)))
-            after = self._write_grounds(writer, fleet[names[0]], names) if reason else []
-            writer.begin("plan")
-            if 1 < len(names) <= len(parts):
-                plan = plan_by_clauses(parts, by_clause[:, [fleet.index(name) for name in names]], names)
-            else:
-                plan = self._write_plan(writer, task, names)
-            clock.lap("plan")
+        state = self._fleet_state(fleet)
+        clock.lap("fleet")
+        pixels = self._pixels(image, MIN_PICTURE_SIDE)  # (3, size, size)
+        prompt = self._prompt(task, image is not None)
+        features = None if pixels is None else self.runtime.see([pixels])[0]
+        clock.lap("picture")
+        writer = _Writer(self.runtime, (reader or self.runtime.reader)(state), on_step)
+        writer.read(prompt, features)
+        before = self._write_observations(writer, image is not None) if reason else []
+        clock.lap("reasoning" if reason else "task")
+        writer.begin("selection")
+        chosen = writer.read([CONTROL_IDS[ROBOT_SELECTION]])
+        leader_logits, whole = self.runtime.match(chosen, [hashed_words(task)], state)  # (1, robots) each
+        leading = self.leading(leader_logits, [image is not None])[0].tolist()
+        order = sorted(range(len(fleet)), key=lambda index: -leading[index])
+        parts = clauses(task)
+        by_clause = whole
+        if len(parts) > 1:
+            by_clause = self._logits(parts, [features] * len(parts), state)[1]
+        member_logits = self._with_clauses(whole[0], by_clause, image is not None)
+        names = [fleet.names[i] for i in self._selected(leading, member_logits, image is not None)]
+        clock.lap("selection")
+        writer.read(encode_text(self.tokenizer, selection_text(names)))
+        after = self._write_grounds(writer, fleet[names[0]], names) if reason else []
+        writer.begin("plan")
+        if 1 < len(names) <= len(parts):
+            plan = plan_by_clauses(parts, by_clause[:, [fleet.index(name) for name in names]], names)
+        else:
+            plan = self._write_plan(writer, task, names)
+        clock.lap("plan")
         scores = [RobotScore(fleet.names[i], leading[i], fleet.names[i] in names) for i in order]
         candidates = None if coverage is None else self.prediction_set(leading, coverage, fleet, image is not None)
         return Selection(task, names[0], names, scores[:top_n], plan, before + after, clock.times(), candidates)
@@ -424,7 +428,7 @@ class RobotSelector:
         fleet: Fleet | None = None,
         batch_size: int = 32,
         progress: Callable[[int], None] | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Floats, Floats]:
         """Leader and member logits of many tasks, without any text being written: each (tasks, robots).
 
         Args:
@@ -436,7 +440,7 @@ class RobotSelector:
         """
         leaders, members, by_clause = self.score_clauses(tasks, images, fleet, batch_size, progress)
         rows = zip(members, by_clause, [image is not None for image in images], strict=True)
-        return leaders, torch.stack([self._with_clauses(*row) for row in rows])
+        return leaders, np.stack([self._with_clauses(*row) for row in rows])
 
     def score_clauses(
         self,
@@ -445,7 +449,7 @@ class RobotSelector:
         fleet: Fleet | None = None,
         batch_size: int = 32,
         progress: Callable[[int], None] | None = None,
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    ) -> tuple[Floats, Floats, list[Floats]]:
         """As :meth:`score`, with what the head says of the tasks as wholes and of their clauses apart.
 
         Returns:
@@ -454,98 +458,95 @@ class RobotSelector:
         """
         fleet = fleet or self.fleet
         leaders, members, by_clause = [], [], []
-        with torch.inference_mode():
-            state = self._fleet_state(fleet)
-            for start in range(0, len(tasks), batch_size):
-                rows = range(start, min(start + batch_size, len(tasks)))
-                texts: list[str] = []
-                pixels: list[NDArray[np.float32] | None] = []
-                counts = []
-                for i in rows:
-                    check_task(tasks[i])
-                    parts = clauses(tasks[i])
-                    counts.append(len(parts))
-                    seen = self._pixels(images[i])
-                    texts += [tasks[i], *parts] if len(parts) > 1 else [tasks[i]]
-                    pixels += [seen] * (1 + len(parts) if len(parts) > 1 else 1)
-                leader, member = self._logits(texts, pixels, state)
-                place = 0
-                for count in counts:
-                    leaders.append(leader[place])
-                    members.append(member[place])
-                    by_clause.append(member[place + 1 : place + 1 + count] if count > 1 else member[place : place + 1])
-                    place += 1 + count if count > 1 else 1
-                if progress is not None:
-                    progress(rows.stop)
-        return torch.stack(leaders), torch.stack(members), by_clause
+        state = self._fleet_state(fleet)
+        for start in range(0, len(tasks), batch_size):
+            rows = range(start, min(start + batch_size, len(tasks)))
+            for i in rows:
+                check_task(tasks[i])
+            pixels = [self._pixels(images[i]) for i in rows]
+            pictures = iter(self._see([each for each in pixels if each is not None]))
+            texts: list[str] = []
+            features: list[Any | None] = []
+            counts = []
+            for i, seen in zip(rows, pixels, strict=True):
+                parts = clauses(tasks[i])
+                counts.append(len(parts))
+                own = [tasks[i], *parts] if len(parts) > 1 else [tasks[i]]
+                texts += own
+                features += [None if seen is None else next(pictures)] * len(own)
+            leader, member = self._logits(texts, features, state)
+            place = 0
+            for count in counts:
+                leaders.append(leader[place])
+                members.append(member[place])
+                by_clause.append(member[place + 1 : place + 1 + count] if count > 1 else member[place : place + 1])
+                place += 1 + count if count > 1 else 1
+            if progress is not None:
+                progress(rows.stop)
+        return np.stack(leaders), np.stack(members), by_clause
 
-    def _logits(
-        self, texts: Sequence[str], pixels: Sequence[NDArray[np.float32] | None], state: FleetState
-    ) -> tuple[Tensor, Tensor]:
+    def _see(self, pixels: Sequence[Floats]) -> list[Any]:
+        found = []
+        for start in range(0, len(pixels), MAX_BATCH):
+            found += self.runtime.see(pixels[start : start + MAX_BATCH])
+        return found
+
+    def _logits(self, texts: Sequence[str], features: Sequence[Any | None], state: Any) -> tuple[Floats, Floats]:
         """Leader and member logits of texts, each with its picture or None, behind a fleet: (texts, robots) each."""
         prompts = [
             [*self._prompt(text, seen is not None), CONTROL_IDS[ROBOT_SELECTION]]
-            for text, seen in zip(texts, pixels, strict=True)
+            for text, seen in zip(texts, features, strict=True)
         ]
-        # Those of like length together: less padding. A picture that several texts have is encoded once.
-        order = sorted(range(len(texts)), key=lambda index: (pixels[index] is None, len(prompts[index])))
-        pictures = {id(seen): seen for seen in pixels if seen is not None}
-        features: dict[int, Tensor] = {}
-        if pictures:
-            stacked = torch.from_numpy(np.stack(list(pictures.values())))
-            features = dict(zip(pictures, self.model.get_image_features(stacked), strict=True))
-        places, leaders, members = [], [], []
+        # Those of like length together: less padding.
+        order = sorted(range(len(texts)), key=lambda index: (features[index] is None, len(prompts[index])))
+        leaders, members = [], []
         for start in range(0, len(order), MAX_BATCH):
             rows = order[start : start + MAX_BATCH]
-            batch = Collator(self.tokenizer)([Example(Encoded(prompts[i], prompts[i]), None) for i in rows])
-            seen_here = [features[id(pixels[i])] for i in rows if pixels[i] is not None]
-            embedded = self.model.embed(batch["input_ids"], torch.stack(seen_here) if seen_here else None)
-            states = self.model.language_model.transformer(
-                inputs_embeds=embedded,
-                past_key_values=state.cache(len(rows)),
-                position_ids=torch.arange(embedded.shape[1])[None],
-                use_cache=True,
-            ).last_hidden_state
-            at_selection = states[torch.arange(len(rows)), torch.tensor([len(prompts[i]) - 1 for i in rows])]
-            leader, member = self.model.robot_head(at_selection, self._word_vectors([texts[i] for i in rows]), state)
-            places += rows
-            leaders.append(leader.float())
-            members.append(member.float())
-        back = torch.tensor(places).argsort()
-        return torch.cat(leaders)[back], torch.cat(members)[back]
+            states = self.runtime.states([prompts[i] for i in rows], [features[i] for i in rows], state)
+            leader, member = self.runtime.match(states, [hashed_words(texts[i]) for i in rows], state)
+            leaders.append(leader)
+            members.append(member)
+        back = np.argsort(order)
+        return np.concatenate(leaders)[back], np.concatenate(members)[back]
 
-    def _with_clauses(self, member_logits: Tensor, by_clause: Tensor, pictured: bool) -> Tensor:
+    def _with_clauses(self, member_logits: Floats, by_clause: Floats, pictured: bool) -> Floats:
         """A task's member logits, (robots,), with the share of its clauses', (clauses, robots), that is calibrated."""
         share = self.calibration.of(pictured).clause_share
         return with_clauses(member_logits, by_clause, share)
 
-    def leading(self, leader_logits: Tensor, pictured: Sequence[bool]) -> Tensor:
+    def leading(self, leader_logits: ArrayLike, pictured: Sequence[bool]) -> NDArray[np.float64]:
         """The calibrated probability that each robot leads, (tasks, robots), of logits from :meth:`score`.
 
         Args:
             leader_logits: (tasks, robots).
             pictured: whether each task had a picture.
         """
-        temperatures = [[self.calibration.of(each).temperature] for each in pictured]
-        return torch.softmax(leader_logits.double() / torch.tensor(temperatures, dtype=torch.float64), -1)
+        temperatures = np.array([[self.calibration.of(each).temperature] for each in pictured])
+        scaled = np.asarray(leader_logits, np.float64) / temperatures
+        powers: NDArray[np.float64] = np.exp(scaled - scaled.max(-1, keepdims=True))
+        powers /= powers.sum(-1, keepdims=True)
+        return powers
 
-    def selected_names(self, leader_logits: Tensor, member_logits: Tensor, pictured: Sequence[bool]) -> list[list[str]]:
+    def selected_names(
+        self, leader_logits: ArrayLike, member_logits: ArrayLike, pictured: Sequence[bool]
+    ) -> list[list[str]]:
         """The robots to send for each row of logits from :meth:`score` over this selector's fleet, the leader first."""
-        rows = zip(self.leading(leader_logits, pictured).tolist(), member_logits, pictured, strict=True)
+        rows = zip(self.leading(leader_logits, pictured).tolist(), np.asarray(member_logits), pictured, strict=True)
         return [[self.fleet.names[i] for i in self._selected(*row)] for row in rows]
 
-    def _selected(self, leading: Sequence[float], member_logits: Tensor, pictured: bool) -> list[int]:
+    def _selected(self, leading: Sequence[float], member_logits: Floats, pictured: bool) -> list[int]:
         """Places of the robots to send: the most likely leader, then those that go along, likeliest leader first."""
         leader = max(range(len(leading)), key=lambda index: leading[index])
         least = self.calibration.of(pictured).member_threshold
-        going = torch.sigmoid(member_logits.double()).tolist()
+        # A sigmoid that does not overflow.
+        going = (0.5 + 0.5 * np.tanh(0.5 * member_logits.astype(np.float64))).tolist()
         others = [i for i, p in enumerate(going) if i != leader and p >= least]
         return [leader, *sorted(others, key=lambda index: -leading[index])]
 
     def _prompt(self, task: str, has_image: bool) -> list[int]:
         check_task(task)
-        prompt = encode(task_pieces(task, has_image), self.tokenizer, self.processor.image_tokens).input_ids
-        positions = self.model.config.text_config.n_positions
+        prompt = encode(task_pieces(task, has_image), self.tokenizer, self.runtime.image_tokens).input_ids
+        positions = self.runtime.positions
         # What is written after the task needs room too.
         written = (3 + MAX_PLAN_STEPS) * MAX_STEP_TOKENS
         check_positions(len(prompt) + min(written, positions // 2), positions, "the task with the room for its answer")
@@ -561,22 +562,15 @@ class RobotSelector:
                 f"{name}: {picture.width}x{picture.height} pixels show no scene; at least {smallest_side} a side are"
                 " needed"
             )
-        pixels: NDArray[np.float32] = self.processor.image_processor.pixels(picture)
-        return pixels
+        return self.runtime.pixels(picture)
 
-    def _reader(self, fleet: FleetState) -> Reader:
-        return Reader(self.model, fleet)
-
-    def _word_vectors(self, tasks: Sequence[str]) -> Tensor:
-        hashes, weights = padded([hashed_words(task) for task in tasks])
-        vectors: Tensor = self.model.robot_head.by_words.vectors(torch.from_numpy(hashes), torch.from_numpy(weights))
-        return vectors
-
-    def _fleet_state(self, fleet: Fleet) -> FleetState:
+    def _fleet_state(self, fleet: Fleet) -> Any:
         state = self._kept_fleets.get(fleet)
         if state is None:
-            check_fleet_length(fleet, self.tokenizer, self.model.config.text_config.n_positions)
-            state = self.model.encode_fleet(**encode_fleet_text(fleet, self.tokenizer))
+            check_fleet_length(fleet, self.tokenizer, self.runtime.positions)
+            state = self.runtime.encode_fleet(
+                [encode_text(self.tokenizer, robot_description(robot)) for robot in fleet]
+            )
             # A new dictionary in one step, since several threads may ask: the newest fleets, and the model's own.
             kept = [*self._kept_fleets.items(), (fleet, state)]
             newest = dict(kept[-MAX_KEPT_FLEETS:])
@@ -653,7 +647,7 @@ class RobotSelector:
         return [Phase(n, robot, text, before[order]) for n, (order, robot, text) in enumerate(written, 1)]
 
 
-def with_clauses(member_logits: Tensor, by_clause: Tensor, share: float) -> Tensor:
+def with_clauses(member_logits: Floats, by_clause: Floats, share: float) -> Floats:
     """Member logits of which a share is that of the clause which most wants the robot, (robots,).
 
     Args:
@@ -661,10 +655,11 @@ def with_clauses(member_logits: Tensor, by_clause: Tensor, share: float) -> Tens
         by_clause: of its clauses, (clauses, robots).
         share: from 0 to 1.
     """
-    return (1 - share) * member_logits + share * by_clause.amax(0)
+    logits: Floats = (1 - share) * member_logits + share * by_clause.max(0)
+    return logits
 
 
-def plan_by_clauses(parts: Sequence[str], logits: Tensor, names: Sequence[str]) -> list[Phase]:
+def plan_by_clauses(parts: Sequence[str], logits: Floats, names: Sequence[str]) -> list[Phase]:
     """The plan of a task whose clauses say its phases: each robot gets a clause of its own, and those beside it.
 
     Args:
@@ -673,7 +668,7 @@ def plan_by_clauses(parts: Sequence[str], logits: Tensor, names: Sequence[str]) 
         names: the robots.
     """
     # What a robot is wanted for is where it is wanted more than elsewhere.
-    wanted = (logits - logits.mean(0)).double().tolist()
+    wanted = (logits - logits.mean(0)).astype(np.float64).tolist()
     anchors = sorted((place, robot) for robot, place in enumerate(own_places(wanted)))
     owners = [max(range(len(names)), key=row.__getitem__) for row in logits.tolist()]
     spans: list[tuple[int, int]] = []
@@ -726,57 +721,50 @@ def own_places(wanted: Sequence[Sequence[float]]) -> list[int]:
     return [rows[column] for column in range(columns)]
 
 
-class Reader:
-    """Reads one text behind a fleet, with a key-value cache: where a selection runs the language model."""
+def load_runtime(folder: Path) -> Runtime:
+    """What runs the model of a folder: ONNX graphs by themselves, any other by PyTorch.
 
-    def __init__(self, model: Any, fleet: FleetState) -> None:
-        self.model = model
-        self.cache: DynamicCache = fleet.cache(1)
-
-    def read(self, ids: Sequence[int], position: int, pixels: Tensor | None = None) -> Tensor:
-        """Take in tokens that stand at ``position`` and after it; returns the state at the last of them, (1, width)."""
-        features = None if pixels is None else self.model.get_image_features(pixels)
-        outputs = self.model.language_model.transformer(
-            inputs_embeds=self.model.embed(torch.tensor([list(ids)]), features),
-            past_key_values=self.cache,
-            position_ids=torch.arange(position, position + len(ids))[None],
-            use_cache=True,
-        )
-        state: Tensor = outputs.last_hidden_state[:, -1]
-        return state
-
-    def logits(self, state: Tensor) -> Tensor:
-        """What may come after a state of (1, width): (vocabulary,)."""
-        logits: Tensor = self.model.language_model.lm_head(state)[0].float()
-        return logits
+    Raises:
+        WeightsError, TokenizerError, PreflightError: the folder is missing, damaged or does not fit.
+    """
+    if is_onnx(folder):
+        return OnnxRuntime(folder)
+    try:
+        from embervlm.runtime.torch_model import TorchRuntime
+    except ImportError as error:
+        raise WeightsError(
+            f"{folder}: is run by torch and transformers, of which {error.name} is not installed; run: pip install"
+            ' "embervlm[train]", or name a folder that embervlm export --format onnx wrote'
+        ) from None
+    return TorchRuntime.from_folder(folder)
 
 
 class _Writer:
     """Reads and writes one text token by token behind a fleet."""
 
-    def __init__(self, selector: RobotSelector, reader: Reader, on_step: OnStep | None = None) -> None:
-        self.model, self.tokenizer = selector.model, selector.tokenizer
+    def __init__(self, runtime: Runtime, reader: Reader, on_step: OnStep | None = None) -> None:
+        self.tokenizer, self._positions = runtime.tokenizer, runtime.positions
         self._reader, self._on_step = reader, on_step
         self._part, self._text = "", ""
         self.position = 0
-        self.state = torch.empty(0)
+        self.state: Any = None
         self._line_ends = {*CONTROL_IDS.values(), END_OF_TEXT_ID}
 
     @property
     def room(self) -> int:
         """How many tokens can still be taken in."""
-        return int(self.model.config.text_config.n_positions) - self.position
+        return self._positions - self.position
 
     def begin(self, part: str) -> None:
         """Say which part of the answer comes next."""
         self._part, self._text = part, ""
 
-    def read(self, ids: Sequence[int], pixels: Tensor | None = None) -> Tensor:
-        """Take in tokens that are given; returns the state at the last of them, (1, width)."""
+    def read(self, ids: Sequence[int], features: Any = None) -> Any:
+        """Take in tokens that are given; returns the state at the last of them."""
         if self._on_step is not None:
             self._on_step(self._part, self._text)
-        check_positions(self.position + len(ids), self.model.config.text_config.n_positions, "the answer")
-        self.state = self._reader.read(ids, self.position, pixels)
+        check_positions(self.position + len(ids), self._positions, "the answer")
+        self.state = self._reader.read(ids, self.position, features)
         self.position += len(ids)
         return self.state
 
@@ -827,7 +815,7 @@ class _Writer:
         logits = self._logits()
         return bool(logits[token] > logits[other])
 
-    def _logits(self) -> Tensor:
+    def _logits(self) -> Floats:
         return self._reader.logits(self.state)
 
 
@@ -884,7 +872,11 @@ def read_task_lines(path: Path) -> list[tuple[str, Path | None]]:
     tasks: list[tuple[str, Path | None]] = []
     try:
         # Not `splitlines`: JSON's texts may hold what Unicode also counts as a line's end.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        with path.open("rb") as file:
+            data = file.read(MAX_TASKS_BYTES + 1)
+        if len(data) > MAX_TASKS_BYTES:
+            raise SelectionError(f"{path}: more than {MAX_TASKS_BYTES:,} bytes of tasks; split the file")
+        lines = data.decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SelectionError(f"{path}: cannot read the tasks ({error})") from None
     for number, line in enumerate(lines, 1):

@@ -5,12 +5,15 @@ Control tokens are inserted by code only. Text from outside is encoded with :fun
 
 from __future__ import annotations
 
+import json
 import os
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedTokenizerBase
 
 REASONING_START = "<|reasoning_start|>"
@@ -34,8 +37,70 @@ END_OF_TEXT_ID = 50256
 VOCABULARY = BASE_VOCABULARY + len(CONTROL_IDS)
 
 
+#: Pairs of GPT-2's vocabulary: what is no single byte and not the end of a text.
+MERGES = BASE_VOCABULARY - 256 - 1
+
+
 class TokenizerError(ValueError):
     """A tokenizer that is not the one that EmberVLM's checkpoints are made for."""
+
+
+class BytePairTokenizer:
+    """GPT-2's vocabulary for text from outside, by the ``tokenizers`` library alone, which starts fast.
+
+    It knows no control tokens, so text never becomes one: those are put between texts by their ids.
+
+    Args:
+        merges: a pair a line, as :func:`merges_of` writes them; they define the whole vocabulary.
+        source: what messages call them.
+
+    Raises:
+        TokenizerError: they are not as many pairs of what is before them as GPT-2 has.
+    """
+
+    def __init__(self, merges: str, source: str = "the merges") -> None:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+        pairs = [(first, second) for first, _, second in (line.partition(" ") for line in merges.splitlines())]
+        tokens = [*_BYTES, *(first + second for first, second in pairs), END_OF_TEXT]
+        vocabulary = {token: index for index, token in enumerate(tokens)}
+        if len(pairs) != MERGES or len(vocabulary) != BASE_VOCABULARY:
+            raise TokenizerError(
+                f"{source}: {len(pairs)} pairs that make {len(vocabulary)} tokens, expected {MERGES} pairs that make"
+                f" the {BASE_VOCABULARY} of GPT-2's vocabulary"
+            )
+        try:
+            self._tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+        except Exception as error:  # the library's own, which has no type
+            raise TokenizerError(f"{source}: no pairs of a vocabulary ({_one_line(error)})") from None
+        self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self._tokenizer.decoder = decoders.ByteLevel()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def merges_of(tokenizer: Any) -> str:
+    """The pairs that define a tokenizer's base vocabulary, a line each.
+
+    Raises:
+        TokenizerError: its vocabulary is not GPT-2's.
+    """
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    tokens = [*_BYTES, *(first + second for first, second in pairs), END_OF_TEXT]
+    found = {token: index for token, index in model["vocab"].items() if token not in CONTROL_IDS}
+    if found != {token: index for index, token in enumerate(tokens)}:
+        raise TokenizerError(
+            f"a vocabulary of {len(found)} tokens that its {len(pairs)} pairs do not define as GPT-2's do"
+        )
+    return "".join(f"{first} {second}\n" for first, second in pairs)
 
 
 def load_tokenizer(source: str | os.PathLike[str] | None = None, *, max_length: int = 1024) -> PreTrainedTokenizerBase:
@@ -58,8 +123,9 @@ def load_tokenizer(source: str | os.PathLike[str] | None = None, *, max_length: 
         tokenizer = GPT2TokenizerFast(vocab=str(files["encoder.json"]), merges=str(files["vocab.bpe"]))
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            # Code that the folder might bring is not asked for, let alone run.
+            tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise TokenizerError(f"{source}: cannot read a tokenizer ({_one_line(error)})") from None
     missing = [token for token in CONTROL_TOKENS if token not in tokenizer.get_vocab()]
     if missing and len(tokenizer) != BASE_VOCABULARY:
@@ -101,9 +167,21 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """Token ids of text from outside; a spelled control token (``<|image|>``) stays ordinary text."""
+    if isinstance(tokenizer, BytePairTokenizer):
+        return tokenizer.encode(text)
     # split_special_tokens is passed at each call, since save_pretrained drops it.
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids
+
+
+def _byte_names() -> list[str]:
+    """What GPT-2's vocabulary calls the 256 bytes, in its order: printable ones by themselves, then the others."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = len(set(range(256)) - set(printable))
+    return [chr(code) for code in (*printable, *range(256, 256 + others))]
+
+
+_BYTES = _byte_names()
 
 
 def _base_vocabulary_files() -> dict[str, Path]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 
+import numpy as np
 import pytest
-import torch
 
 from embervlm.clauses import LEAST_CHARACTERS, MAX_CLAUSES, bare, clauses, orders
 from embervlm.selection import MAX_ASSIGNED, Phase, own_places, plan_by_clauses, with_clauses
@@ -91,14 +91,14 @@ def test_a_plan_gives_each_robot_its_clause() -> None:
         "then fetch the ladder",
         "while the boat is towed",
     ]
-    logits = torch.tensor([[-2.0, -1, -2], [3, -1, -1], [2, -2, -3], [-1, 4, -2], [-2, 1, 2]])
+    logits = np.array([[-2.0, -1, -2], [3, -1, -1], [2, -2, -3], [-1, 4, -2], [-2, 1, 2]])
     assert plan_by_clauses(parts, logits, ["Drone", "Humanoid", "Boat"]) == [
         Phase(1, "Drone", "film the roof of the hall, from all four sides", []),
         Phase(2, "Humanoid", "fetch the ladder", [1]),
         Phase(3, "Boat", "while the boat is towed", [1]),
     ]
     # A robot that every clause wants goes where it is wanted most, and each has a clause even if another wants it more.
-    plan = plan_by_clauses(["film the roof", "fetch the ladder"], torch.tensor([[5.0, 1.0], [4.9, 0.0]]), ["A", "B"])
+    plan = plan_by_clauses(["film the roof", "fetch the ladder"], np.array([[5.0, 1.0], [4.9, 0.0]]), ["A", "B"])
     assert [(phase.robot, phase.subtask) for phase in plan] == [("B", "film the roof"), ("A", "fetch the ladder")]
 
 
@@ -120,7 +120,7 @@ def test_the_best_assignment_is_found() -> None:
 
 
 def test_the_clause_that_most_wants_a_robot_has_its_share() -> None:
-    task, by_clause = torch.tensor([1.0, -1.0]), torch.tensor([[0.0, 3.0], [2.0, -4.0]])
+    task, by_clause = np.array([1.0, -1.0]), np.array([[0.0, 3.0], [2.0, -4.0]])
     assert with_clauses(task, by_clause, 0.0).tolist() == [1.0, -1.0]
     assert with_clauses(task, by_clause, 0.25).tolist() == [1.25, 0.0]
     assert with_clauses(task, by_clause, 1.0).tolist() == [2.0, 3.0]

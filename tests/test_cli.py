@@ -316,7 +316,7 @@ def test_an_unknown_robot_in_a_file_is_one_line(run: Callable[..., Ran], tiny_fo
 
 
 def test_debug_shows_the_whole_error(run: Callable[..., Ran], tmp_path: Path) -> None:
-    from embervlm.model.weights import WeightsError
+    from embervlm.folders import WeightsError
 
     with pytest.raises(WeightsError, match="no such model folder"):
         run("select", "--model", tmp_path / "missing", "--task", "Look.", "--debug")

@@ -15,21 +15,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from embervlm import folders
 from embervlm.cli import main
 from embervlm.doctor import examine
 from embervlm.fleet import Fleet, Robot
-from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, preset_config, weights
+from embervlm.folders import WeightsError, load_fleet, model_folder, write_manifest
+from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, preset_config
 from embervlm.model.compact import CompactError, compacted, restored
-from embervlm.model.weights import (
-    WeightsError,
-    load_fleet,
-    load_model,
-    load_processor,
-    model_folder,
-    save_compact,
-    save_folder,
-    write_manifest,
-)
+from embervlm.model.weights import load_model, load_processor, save_compact, save_folder
 from embervlm.selection import RobotSelector
 
 #: What the package may carry.
@@ -70,14 +63,14 @@ def copied(compact: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def box(compact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The compact folder as the model in the package."""
-    monkeypatch.setattr(weights, "_BOX", tmp_path / "box")
+    monkeypatch.setattr(folders, "_BOX", tmp_path / "box")
     return Path(shutil.copytree(compact, tmp_path / "box" / "spark"))
 
 
 @pytest.fixture
 def no_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installation without a model."""
-    monkeypatch.setattr(weights, "_BOX", tmp_path / "box")
+    monkeypatch.setattr(folders, "_BOX", tmp_path / "box")
 
 
 def refusal(call: Callable[[], Any]) -> str:
@@ -209,7 +202,7 @@ def test_one_changed_bit_is_noticed(copied: Path) -> None:
 def test_a_compact_folder_needs_its_manifest_and_its_mark(copied: Path) -> None:
     (copied / "compact.json").rename(copied / "other.json")
     write_manifest(copied)
-    expected = f"{copied}: the weights do not fit the configuration (3 missing: ["
+    expected = f"{copied}: the weights do not fit the configuration (2 missing: ["
     assert refusal(lambda: load_model(copied)).startswith(expected)
     (copied / "other.json").rename(copied / "compact.json")
     (copied / "manifest.json").unlink()
@@ -324,9 +317,29 @@ def test_names_of_models(box: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "spark").mkdir()
     assert model_folder("spark") == box
     assert model_folder("./spark") == model_folder(Path("spark")) == Path("spark")
+    (tmp_path / "outputs" / "final").mkdir(parents=True)
     assert model_folder("outputs/final") == Path("outputs/final")
+    assert model_folder(Path("nobody/nothing")) == Path("nobody/nothing")
     assert refusal(lambda: RobotSelector.from_pretrained("./spark")).startswith("spark: no readable config.json")
-    assert refusal(lambda: RobotSelector.from_pretrained("nobody/nothing")) == "nobody/nothing: no such model folder"
+    assert refusal(lambda: RobotSelector.from_pretrained("nobody/nothing")) == (
+        "nobody/nothing: no such model folder, nor can a model of this name be had from the hub (the hub is out of"
+        " reach). Cure: the folder of a trained model, or spark for the one in the package"
+    )
+
+
+def test_a_name_on_the_hub_is_its_download(box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[tuple[str, list[str]]] = []
+
+    def download(name: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        asked.append((name, allow_patterns))
+        return str(box)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert model_folder("somebody/spark-2") == box
+    ((name, patterns),) = asked
+    assert name == "somebody/spark-2" and not [each for each in patterns if each in ("*", "*.py", "*.bin", "*.pkl")]
 
 
 def test_an_installation_without_a_model_says_so(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -170,12 +172,25 @@ def test_an_alias_bomb_is_refused_before_it_expands(tmp_path: Path) -> None:
 def test_yaml_that_makes_objects_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, "robots: !!python/object/apply:os.getcwd []").startswith("not valid YAML (")
     assert refused(tmp_path, "robots: [").startswith("not valid YAML (")
+    for value in ("timestamp x", "int ''", "float x", "bool x", "binary é", "int 1:", "set [a]", "omap {a: b}"):
+        assert refused(tmp_path, f"robots: !!{value}").startswith(("not valid YAML (", "expected one key 'robots'"))
     assert refused(tmp_path, "[" * 20_000).startswith("not valid YAML (")
 
 
 def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
     found = refused(tmp_path, "#" * (MAX_FLEET_FILE_BYTES + 1))
-    assert found == f"{MAX_FLEET_FILE_BYTES + 1} bytes; a fleet file has at most {MAX_FLEET_FILE_BYTES}"
+    assert found == f"more than {MAX_FLEET_FILE_BYTES:,} bytes, the most that a fleet file has"
+
+
+def test_a_pipe_is_read_up_to_the_limit(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    # Opened for both, so that neither end waits for the other.
+    with open(os.open(tmp_path / "pipe", os.O_RDWR), "r+b", buffering=0) as pipe:  # noqa: PTH123 (no path)
+        writer = threading.Thread(target=pipe.write, args=(b"#" * (MAX_FLEET_FILE_BYTES + 1),))
+        writer.start()
+        with pytest.raises(FleetError, match="more than 1,000,000 bytes"):
+            Fleet.from_yaml(tmp_path / "pipe")
+        writer.join()
 
 
 def test_too_many_robots_are_refused(tmp_path: Path) -> None:

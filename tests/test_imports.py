@@ -16,13 +16,13 @@ PACKAGE = ROOT / "embervlm"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "doctor", "scripts"),
     ("training", "serving", "export"),
-    ("evaluation", "behaviour_tree"),
+    ("evaluation", "behaviour_tree", "harness"),
     ("selection",),
-    ("data",),
+    ("data", "runtime"),
     ("preflight",),
     ("model",),
-    ("prompts",),
-    ("tokens", "fleet", "words", "clauses"),
+    ("prompts", "folders"),
+    ("tokens", "fleet", "words", "pixels", "clauses"),
 )
 HEIGHT = {part: len(LAYERS) - place for place, layer in enumerate(LAYERS) for part in layer}
 #: The package's own names, such as its version, which any part may use.

@@ -291,6 +291,14 @@ def test_image_tokens(make_tiny: Callable[..., Any], tokenizer: Any) -> None:
         check_image_tokens(model, processor)
 
 
+def test_a_picture_leaves_room_for_a_task(make_tiny: Callable[..., Any], tokenizer: Any) -> None:
+    for size in (0, 100_000):
+        model = make_tiny(vision={"image_size": size})
+        expected = f"a picture would take {model.image_tokens:,} tokens of the language model's 512 positions"
+        with pytest.raises(PreflightError, match=expected):
+            check_image_tokens(model, EmberVLMProcessor.for_config(model.config, tokenizer))
+
+
 def test_labels() -> None:
     check_labels([1, 2, 3], [-100, 2, 3], 4, "t[0]")
     for ids, labels, fault in (
@@ -320,8 +328,8 @@ def test_fleet_length(tokenizer: Any) -> None:
 
 def test_prompt_version(make_tiny: Callable[..., Any]) -> None:
     model = make_tiny()
-    check_prompt_version(model)
+    check_prompt_version(model.config.prompt_version)
     model.config.prompt_version = PROMPT_VERSION + 1
     expected = f"trained with prompt version {PROMPT_VERSION + 1}, this package writes {PROMPT_VERSION}"
     with pytest.raises(PreflightError, match=expected):
-        check_prompt_version(model)
+        check_prompt_version(model.config.prompt_version)

@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
+from embervlm import selection
 from embervlm.data.images import ImageError
 from embervlm.fleet import Fleet, Robot
+from embervlm.folders import WeightsError
 from embervlm.model import EmberVLMProcessor
-from embervlm.model.weights import WeightsError
 from embervlm.preflight import PreflightError
+from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import (
     CALIBRATION_FILE,
     MAX_PLAN_STEPS,
@@ -46,6 +49,10 @@ TASKS = [
 NAMES = Fleet.default().names
 
 
+def softmax(logits: NDArray[np.float32]) -> torch.Tensor:
+    return torch.softmax(torch.from_numpy(logits).double(), -1)
+
+
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("pictures") / "scene.png"
@@ -60,7 +67,7 @@ def make_selector(make_tiny: Callable[..., Any], tokenizer: Any) -> Callable[...
     def make(seed: int = 0, threshold: float = 0.5, fleet: Fleet | None = None) -> RobotSelector:
         model = make_tiny(seed)
         processor = EmberVLMProcessor.for_config(model.config, tokenizer)
-        return RobotSelector(model, processor, fleet or Fleet.default(), Calibration(1.0, threshold))
+        return RobotSelector(TorchRuntime(model, processor), fleet or Fleet.default(), Calibration(1.0, threshold))
 
     return make
 
@@ -176,7 +183,7 @@ def test_select_and_score_agree(selectors: list[RobotSelector], picture: Path, w
         names = selector.selected_names(leaders, members, [with_picture] * len(TASKS))
         for task, image, row, selected in zip(TASKS, images, leaders, names, strict=True):
             selection = selector.select(task, image, reason=False)
-            expected = dict(zip(selector.fleet.names, torch.softmax(row.double(), -1).tolist(), strict=True))
+            expected = dict(zip(selector.fleet.names, softmax(row).tolist(), strict=True))
             for robot in selection.robots:
                 assert robot.confidence == pytest.approx(expected[robot.robot], abs=1e-5)
             assert selection.selected == selected
@@ -187,14 +194,12 @@ def test_calibration_tempers_the_confidence_and_sets_the_threshold(
 ) -> None:
     selector = make_selector(1)
     leaders, members = selector.score(TASKS[:1], [None])
-    going = torch.sigmoid(members.double())[0].tolist()
+    going = torch.sigmoid(torch.from_numpy(members).double())[0].tolist()
     leader = int(leaders[0].argmax())
     for temperature, threshold in ((0.5, sum(sorted(going)[1:3]) / 2), (3.0, 0.999)):
         selector.calibration = Calibration(temperature, threshold, 9)
         selection = selector.select(TASKS[0], reason=False)
-        assert selection.confidence == pytest.approx(
-            float(torch.softmax(leaders[0].double() / temperature, -1).max()), abs=1e-5
-        )
+        assert selection.confidence == pytest.approx(float(softmax(leaders[0] / temperature).max()), abs=1e-5)
         expected = {NAMES[leader]} | {name for name, p in zip(NAMES, going, strict=True) if p >= threshold}
         assert set(selection.selected) == expected
 
@@ -335,16 +340,16 @@ class Scripted(_Writer):
     """A writer whose model likes the tokens of ``wanted`` best, one after another, whatever it has read."""
 
     def __init__(self, selector: RobotSelector, wanted: Sequence[int]) -> None:
-        super().__init__(selector, selector._fleet_state(selector.fleet))
+        super().__init__(selector.runtime, selector.runtime.reader(selector._fleet_state(selector.fleet)))
         self.wanted, self.written = list(wanted), 0
         self.taken: list[int] = []
 
-    def read(self, ids: Sequence[int], pixels: Any = None) -> Any:
+    def read(self, ids: Sequence[int], features: Any = None) -> Any:
         self.taken += ids
         return None
 
-    def _logits(self) -> torch.Tensor:
-        logits = torch.zeros(50262)
+    def _logits(self) -> NDArray[np.float32]:
+        logits = np.zeros(50262, np.float32)
         if len(self.taken) < len(self.wanted):
             logits[self.wanted[len(self.taken)]] = 9.0
         return logits
@@ -493,7 +498,7 @@ def test_tasks_with_a_picture_have_a_calibration_of_their_own(
     for image, temperature, robots in ((None, 3.0, 1), (picture, 0.5, 5)):
         leaders, members = selector.score(TASKS[:1], [image])
         selection = selector.select(TASKS[0], image, reason=False, coverage=0.9)
-        expected = torch.softmax(leaders[0].double() / temperature, -1)
+        expected = softmax(leaders[0] / temperature)
         assert selection.confidence == pytest.approx(float(expected.max()), abs=1e-5)
         assert len(selection.selected) == robots and len(selection.candidates or ()) == robots
         assert selector.selected_names(leaders, members, [image is not None]) == [selection.selected]
@@ -557,6 +562,14 @@ def test_task_lines(tmp_path: Path) -> None:
     # Within a text, what Unicode also counts as a line's end; between lines, as Windows ends them.
     file.write_bytes('{"task": "Look.\u2028Go."}\r\n{"task": "Sit."}\r\n'.encode())
     assert read_task_lines(file) == [("Look.\u2028Go.", None), ("Sit.", None)]
+
+
+def test_task_lines_are_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tasks.jsonl"
+    file.write_text('{"task": "Look."}\n' * 10)
+    monkeypatch.setattr(selection, "MAX_TASKS_BYTES", 100)
+    with pytest.raises(SelectionError, match=r"tasks\.jsonl: more than 100 bytes of tasks; split the file"):
+        read_task_lines(file)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,11 @@ from embervlm.data.robot_format import write_robot_lines
 from embervlm.data.sample import Chances, DataError, RobotSample, normalise_task
 from embervlm.evaluation.sentence_encoder import MINILM_PACKAGE
 from embervlm.fleet import Fleet, Robot
+from embervlm.folders import WeightsError
 from embervlm.model import EmberVLMProcessor
-from embervlm.model.weights import WeightsError, load_model
+from embervlm.model.weights import load_model
 from embervlm.prompts import IGNORED, robot_description
+from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import Calibration, RobotSelector
 from embervlm.tokens import CONTROL_IDS, ROBOT_SELECTION
 from embervlm.training import pipeline, teacher
@@ -244,9 +246,9 @@ def test_a_model_learns_what_it_studies(
     def right() -> float:
         """The share of leaders that the head has right."""
         # A new one each time, since a selector keeps what it has made of a fleet.
-        selector = RobotSelector(model, processor, FLEET, Calibration())
+        selector = RobotSelector(TorchRuntime(model, processor), FLEET, Calibration())
         logits, _ = selector.score([task.task for task in TASKS], [None] * len(TASKS))
-        return float((logits.argmax(-1) == leaders).float().mean())
+        return float((logits.argmax(-1) == leaders.numpy()).mean())
 
     assert right() < 0.6
     study(model, tokenizer, lessons, FLEET, arguments)

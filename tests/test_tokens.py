@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from embervlm.tokens import (
     CONTROL_TOKENS,
     END_OF_TEXT_ID,
     VOCABULARY,
+    BytePairTokenizer,
     TokenizerError,
     check_tokenizer,
     encode_text,
     load_tokenizer,
+    merges_of,
 )
 
 IDS = {
@@ -124,4 +127,47 @@ def test_another_size_is_refused_with_both_numbers(make_gpt2_tokenizer: Callable
 def test_no_tokenizer_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="cannot read a tokenizer") as caught:
         load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+#: Contractions, numbers, spaces of all kinds, scripts, emoji with joiners, and what spells a control token.
+ODD_TEXTS = (
+    HOSTILE,
+    "",
+    " ",
+    "  Fetch\tthe  box\r\n\n now…  ",
+    "We'll carry 1,234.50 kg, don't we? I'VE",
+    "Prüfe die Brücke – schnell! 電気ケーブル запусти дрон e\u0301 \u00a0\u2003x",
+    "👩‍🚒🔥 \U0001f9d1\u200d\U0001f680 \x00\x7f\ufeff",
+    "a" * 300 + " " * 40 + "|<|<|image|>|>" + "🚁" * 20,
+)
+
+
+@pytest.fixture(scope="module")
+def plain(tokenizer: Any) -> BytePairTokenizer:
+    return BytePairTokenizer(merges_of(tokenizer))
+
+
+def test_the_plain_tokenizer_encodes_as_the_library_does(tokenizer: Any, plain: BytePairTokenizer) -> None:
+    rng = random.Random(0)
+    letters = [*map(chr, range(0x250)), *"电気ьй🚁🔥\u200d\u0301", "<|image|>", "<|endoftext|>", " ", "\n"]
+    texts = [*ODD_TEXTS, *("".join(rng.choices(letters, k=rng.randrange(60))) for _ in range(300))]
+    for text in texts:
+        ids = encode_text(tokenizer, text)
+        assert encode_text(plain, text) == ids
+        assert plain.decode(ids) == tokenizer.decode(ids) == text
+    # Also what no text gives: half a character, as a model may write.
+    for _ in range(300):
+        ids = rng.choices(range(END_OF_TEXT_ID + 1), k=rng.randrange(1, 12))
+        assert plain.decode(ids) == tokenizer.decode(ids)
+
+
+def test_merges_that_are_not_gpt2s_are_refused(tokenizer: Any, plain: BytePairTokenizer) -> None:
+    lines = merges_of(tokenizer).splitlines()
+    with pytest.raises(TokenizerError, match="here: 49999 pairs that make 50256 tokens, expected 50000 pairs"):
+        BytePairTokenizer("\n".join(lines[:-1]), "here")
+    with pytest.raises(TokenizerError, match="50000 pairs that make 50256 tokens"):
+        BytePairTokenizer("\n".join([*lines[:-1], lines[0]]))
+    with pytest.raises(TokenizerError, match="no pairs of a vocabulary") as caught:
+        BytePairTokenizer("\n".join(["never seen", *lines[1:]]))
     assert "\n" not in str(caught.value)

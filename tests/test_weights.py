@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,22 +16,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from embervlm import folders
 from embervlm.fleet import Fleet, Robot
+from embervlm.folders import MANIFEST, WeightsError, complete_folder, is_complete, load_fleet, verify_folder
 from embervlm.model import EmberVLMProcessor
 from embervlm.model.repvit import RepViT
-from embervlm.model.weights import (
-    MANIFEST,
-    WeightsError,
-    complete_folder,
-    is_complete,
-    load_fleet,
-    load_model,
-    load_processor,
-    load_source_tokenizer,
-    save_folder,
-    starting_model,
-    verify_folder,
-)
+from embervlm.model.weights import load_model, load_processor, load_source_tokenizer, save_folder, starting_model
 from embervlm.preflight import align_embeddings, embedding_rows
 from embervlm.tokens import load_tokenizer
 
@@ -248,6 +239,41 @@ def test_weights_of_another_shape_are_refused(tiny_folder: Path, tmp_path: Path,
     assert str(folder) in refusal(lambda: load_model(folder))
 
 
+def test_sizes_that_the_weights_do_not_have_cost_no_memory(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_folder, tmp_path)
+    (folder / MANIFEST).unlink()
+    config = json.loads((folder / "config.json").read_text())
+    for part, name, size in (("text_config", "n_positions", 10**12), ("text_config", "vocab_size", 10**13)):
+        changed = config | {part: config[part] | {name: size}}
+        (folder / "config.json").write_text(json.dumps(changed))
+        found = refusal(lambda: load_model(folder))
+        assert (
+            "do not fit the configuration (0 missing: [], 1 of another shape: [" in found and f"[{size}, 16]" in found
+        )
+
+
+def test_json_of_a_model_folder_is_read_within_limits(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_of(tiny_folder, tmp_path)
+    os.mkfifo(folder / "pipe")
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("pipe")
+    assert "expected a file, found something that is none" in refusal(lambda: load_model(folder))
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text("[" * 100_000)
+    assert "nested too deeply" in refusal(lambda: load_model(folder))
+    monkeypatch.setattr(folders, "MAX_JSON_BYTES", 99_999)
+    assert "config.json has more than 99,999 bytes" in refusal(lambda: load_model(folder))
+
+
+def test_what_a_folder_says_of_its_processor_is_not_followed(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_folder, tmp_path)
+    hostile = {"processor_class": "AutoTokenizer", "auto_map": {"AutoProcessor": "x.Y"}, "image_tokens": 10**15}
+    (folder / "processor_config.json").write_text(json.dumps(hostile))
+    assert load_processor(folder).image_processor.size == {"height": 64, "width": 64}
+
+
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     for interruption, raised in ((full, WeightsError), (KeyboardInterrupt(), KeyboardInterrupt)):
@@ -297,5 +323,5 @@ def test_a_processor_with_another_tokenizer_is_refused(
     folder = copy_of(tiny_folder, tmp_path)
     make_gpt2_tokenizer(["<|pad|>"]).save_pretrained(folder)
     assert "50258 tokens without <|reasoning_start|>" in refusal(lambda: load_processor(folder))
-    assert "cannot read the processor" in refusal(lambda: load_processor(tmp_path))
+    assert "no readable config.json" in refusal(lambda: load_processor(tmp_path))
     assert load_source_tokenizer(tmp_path) is None

@@ -13,6 +13,7 @@ import torch
 from embervlm.data.sample import Chances, RobotSample
 from embervlm.fleet import Fleet, Robot
 from embervlm.model import EmberVLMProcessor
+from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import Calibration, RobotSelector
 from embervlm.training import words_fit
 from embervlm.training.words_fit import _factored, _features, _regressed, fit_words
@@ -36,7 +37,9 @@ TASKS = [
 @pytest.fixture
 def selector(make_tiny: Callable[..., Any], tokenizer: Any) -> RobotSelector:
     model = make_tiny()
-    return RobotSelector(model, EmberVLMProcessor.for_config(model.config, tokenizer), FLEET, Calibration())
+    return RobotSelector(
+        TorchRuntime(model, EmberVLMProcessor.for_config(model.config, tokenizer)), FLEET, Calibration()
+    )
 
 
 def by_words(selector: RobotSelector, tasks: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,7 +103,9 @@ def test_a_robot_that_does_the_same_gets_the_same_weights(make_tiny: Callable[..
     other = Robot("Baker", ("bread", "rolls", "cakes"))
     others = RobotSample("o", "Bake bread.", ("Baker",), ("Baker",), fleet=Fleet([twin, other]))
     model = make_tiny()
-    selector = RobotSelector(model, EmberVLMProcessor.for_config(model.config, tokenizer), FLEET, Calibration())
+    selector = RobotSelector(
+        TorchRuntime(model, EmberVLMProcessor.for_config(model.config, tokenizer)), FLEET, Calibration()
+    )
     fit_words(selector, [*TASKS, others], [])
     head = selector.model.robot_head
     hashes, weights = map(torch.from_numpy, padded([hashed_words("Film the roof from above")]))

@@ -34,7 +34,8 @@ _TURNS = {
 }
 
 # What Pillow's readers of the five formats raise on damaged files. OSError covers UnidentifiedImageError, LookupError
-# covers KeyError and IndexError, ArithmeticError covers OverflowError and ZeroDivisionError.
+# covers KeyError and IndexError, ArithmeticError covers OverflowError and ZeroDivisionError, RuntimeError covers
+# NotImplementedError and RecursionError. An assertion fails where a PNG of palette colours has no palette.
 _PILLOW_ERRORS = (
     OSError,
     ValueError,
@@ -43,9 +44,10 @@ _PILLOW_ERRORS = (
     LookupError,
     ArithmeticError,
     AttributeError,
+    AssertionError,
+    RuntimeError,
     EOFError,
     MemoryError,
-    NotImplementedError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,10 @@ QUARANTINE_FILE = "quarantine.jsonl"
 REPLACEMENTS = 16
 #: While a stage runs, fewer draws than this count as so many, so that an early failure is not taken for a large share.
 FEWEST_RUNNING = 200
-#: The same when a stage ends, so that a single failure in a small set does not fail it.
+#: While a stage runs, so many standard deviations above the allowed share still count as chance: a set that has just
+#: that share would otherwise stop at an unlucky stretch. When it ends, the share is held to exactly.
+DEVIATIONS_RUNNING = 3.0
+#: Fewer draws count as so many when a stage ends, so that a single failure in a small set does not fail it.
 FEWEST_AT_END = 20
 
 _NAMED = 3
@@ -83,7 +87,12 @@ class Quarantine:
             return
         self.failed += len(failures)
         self._name(failures)
-        self.check(self.drawn, self.failed, FEWEST_RUNNING)
+        draws = max(self.drawn, FEWEST_RUNNING)
+        self._refuse_above(
+            self.allowed * draws + DEVIATIONS_RUNNING * math.sqrt(self.allowed * (1 - self.allowed) * draws),
+            self.drawn,
+            self.failed,
+        )
         if in_vain:
             raise DataError(
                 f"{in_vain[0].sample}: {in_vain[0].reason}; nor could those before it be read, of up to "
@@ -91,13 +100,16 @@ class Quarantine:
                 "Cure: repair or remove them, then --resume auto"
             )
 
-    def check(self, drawn: int, failed: int, fewest: int = FEWEST_AT_END) -> None:
-        """Hold a count against the allowed share; fewer draws than ``fewest`` count as so many.
+    def check(self, drawn: int, failed: int) -> None:
+        """Hold the count of a whole stage against the allowed share.
 
         Raises:
             DataError: names count, share, the first reasons, the file and the cure.
         """
-        if failed <= self.allowed * max(drawn, fewest):
+        self._refuse_above(self.allowed * max(drawn, FEWEST_AT_END), drawn, failed)
+
+    def _refuse_above(self, limit: float, drawn: int, failed: int) -> None:
+        if failed <= limit:
             return
         named = [entry for entry in read_quarantine(self.path) if entry["split"] == "train"]
         first = "; ".join(f"{entry['sample']}: {entry['reason']}" for entry in named[:_NAMED])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,8 +32,9 @@ def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[
     Returns:
         the calibration, and the accuracies on ``samples``.
     """
-    leaders, members, by_clause = selector.score_clauses([s.task for s in samples], [s.image for s in samples])
-    wanting = torch.stack([each.amax(0) for each in by_clause])  # (tasks, robots)
+    logits = selector.score_clauses([s.task for s in samples], [s.image for s in samples])
+    leaders, members = map(torch.from_numpy, logits[:2])
+    wanting = torch.from_numpy(np.stack([each.max(0) for each in logits[2]]))  # (tasks, robots)
     pictured = [s.image is not None for s in samples]
     kinds = [[place for place, each in enumerate(pictured) if each is kind] for kind in (False, True)]
 

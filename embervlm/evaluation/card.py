@@ -1,24 +1,29 @@
-"""The model card: what a trained model is, what it was trained on and what was measured."""
+"""The model card: what a trained model is, what it was trained on and what was measured, as a model hub reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
+
+#: What hubs list the model under; the licence is the package's.
+_TAGS = ["embervlm", "robotics", "robot-selection", "vision-language", "task-planning"]
+_VALIDATION = "validation tasks of the training run"
+
 
 def model_card(model: Any, metrics: Mapping[str, Any]) -> str:
-    """The ``README.md`` of a model folder.
+    """The ``README.md`` of a model folder. It names no file or folder of the machine that trained.
 
     Args:
         model: the trained model.
-        metrics: the run's ``metrics.json``: an entry for each stage, and ``validation``.
+        metrics: the run's ``metrics.json``: an entry for each stage, ``validation`` and ``other_fleets``.
     """
     text, vision = model.config.text_config, model.config.vision_config
+    measured, others = metrics.get("validation"), metrics.get("other_fleets") or {}
     lines = [
         "---",
-        "library_name: transformers",
-        "pipeline_tag: image-text-to-text",
-        "license: mit",
+        _head(metrics),
         "---",
         "",
         "# EmberVLM",
@@ -26,8 +31,10 @@ def model_card(model: Any, metrics: Mapping[str, Any]) -> str:
         f"A vision-language model of {model.num_parameters() / 1e6:.1f}M parameters that looks at a scene,",
         "reads a task and selects the robots of a fleet to send.",
         "",
-        f"- Vision: RepViT, {vision.image_size} px, {vision.image_tokens} visual tokens",
-        f"- Language: GPT-2 style, {text.n_layer} layers, width {text.n_embd}, {text.n_positions} positions",
+        f"- Vision: RepViT, {vision.image_size} px, {vision.image_tokens} visual tokens; {_start(model, 'vision')}",
+        f"- Language: GPT-2 style, {text.n_layer} layers, width {text.n_embd}, {text.n_positions} positions;"
+        f" {_start(model, 'language')}",
+        "- Robot head: chooses among the descriptions of whatever fleet it is given",
         "",
         "## Training",
         "",
@@ -42,7 +49,6 @@ def model_card(model: Any, metrics: Mapping[str, Any]) -> str:
                 f"| {stage} | {entry['train_samples']} | {entry['validation_samples']} | {entry['steps']} | "
                 f"{'-' if loss is None else format(loss, '.3f')} |"
             )
-    measured = metrics.get("validation")
     if measured is not None:
         lines += [
             "",
@@ -53,6 +59,11 @@ def model_card(model: Any, metrics: Mapping[str, Any]) -> str:
             f"the leading robot is right in {measured['leader_accuracy']:.1%}, the whole set in "
             f"{measured['exact_set']:.1%}.",
         ]
+        if "leader_accuracy" in others:
+            lines.append(
+                f"Of {others['tasks']} validation tasks of other fleets, among at most {others['robots']} robots, the"
+                f" leading robot is right in {others['leader_accuracy']:.1%}."
+            )
     lines += [
         "",
         "## Use",
@@ -64,6 +75,9 @@ def model_card(model: Any, metrics: Mapping[str, Any]) -> str:
         'print(selector.select("Inspect the pipe for cracks", image="scene.jpg").to_dict())',
         "```",
         "",
+        "After `import embervlm` it also loads with transformers' `AutoModelForImageTextToText` and `AutoProcessor`.",
+        "`fleet.yaml` has the robots that it was trained for; others can be given with each question.",
+        "",
         "## Limits",
         "",
         "It knows the kinds of scenes and tasks that it was trained on.",
@@ -71,3 +85,46 @@ def model_card(model: Any, metrics: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _start(model: Any, part: str) -> str:
+    return "from trained weights" if getattr(model.config, f"{part}_pretrained") else "from nothing"
+
+
+def _head(metrics: Mapping[str, Any]) -> str:
+    """The card's metadata in YAML, the measured figures as a model index."""
+    results = []
+    # A model index tells data sets apart by their type alone.
+    for key, name, kind_of_data in (
+        ("validation", _VALIDATION, "robot-selection"),
+        ("other_fleets", f"{_VALIDATION}, of other fleets", "robot-selection-other-fleets"),
+    ):
+        measured = metrics.get(key) or {}
+        for figure, kind, meaning in (
+            ("leader_accuracy", "accuracy", "leading robot right"),
+            ("exact_set", "exact_match", "exactly the right robots"),
+        ):
+            if figure in measured:
+                results.append(
+                    EvalResult(
+                        task_type="image-text-to-text",
+                        task_name="robot selection",
+                        dataset_type=kind_of_data,
+                        dataset_name=f"{measured['tasks']} {name}",
+                        metric_type=kind,
+                        metric_name=meaning,
+                        metric_value=round(float(measured[figure]), 4),
+                    )
+                )
+    data = ModelCardData(
+        language="en",
+        license="mit",
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=list(_TAGS),
+        # An index without a result would be refused.
+        model_name="EmberVLM" if results else None,
+        eval_results=results or None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+    )
+    return str(data.to_yaml())

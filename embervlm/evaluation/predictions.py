@@ -61,7 +61,7 @@ def predict(
     """
     leaders, members = selector.score(tasks, images, progress=progress)
     pictured = [image is not None for image in images]
-    leading = selector.leading(leaders, pictured).numpy()
+    leading = selector.leading(leaders, pictured)
     return Predictions(selector.fleet.names, leading, selector.selected_names(leaders, members, pictured))
 
 

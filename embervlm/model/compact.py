@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from embervlm.folders import one_line
 from embervlm.model.configuration_embervlm import EmberVLMConfig
 from embervlm.model.modeling_embervlm import EmberVLMForConditionalGeneration
 
@@ -65,7 +66,7 @@ def write_compact(folder: Path, model: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     mark = {"format": FORMAT, "version": VERSION}
     (folder / COMPACT_FILE).write_text(json.dumps(mark, indent=2) + "\n", encoding="utf-8")
-    state = {name: tensor for name, tensor in model.state_dict().items() if name not in _tied(model.config)}
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied(model.config)}
     # One entry, since the library writes several in any order and equal models shall give equal files; and not through
     # its own writing, whose files none but their owner may read.
     content = save(compacted(state), {"format": _METADATA_FORMAT})
@@ -83,8 +84,8 @@ def read_compact(folder: Path) -> Any:
             _check_version(file.metadata() or {})
             slices = {name: file.get_slice(name) for name in list(file.keys())}
             found = {name: (each.get_dtype(), each.get_shape()) for name, each in slices.items()}
-            model = _without_weights(folder, len(found))
-            expected = {name: tensor for name, tensor in model.state_dict().items() if name not in _tied(model.config)}
+            model = without_weights(folder, len(found))
+            expected = {name: tensor for name, tensor in model.state_dict().items() if name not in tied(model.config)}
             _check_fit(expected, found)
             stored = {name: file.get_tensor(name) for name in found}
     except (OSError, SafetensorError) as error:
@@ -151,8 +152,16 @@ def _fits_half(name: str, tensor: Tensor) -> bool:
     return error <= _HALF_ROUNDING * (float(tensor.abs().max()) if tensor.numel() else 0.0)
 
 
-def _without_weights(folder: Path, tensors: int) -> Any:
-    """A model of the folder's configuration whose tensors have shapes only, so that no size is too large to look at."""
+def without_weights(folder: Path, tensors: int) -> Any:
+    """A model of the folder's configuration whose tensors have shapes only, so that no size is too large to look at.
+
+    Args:
+        folder: the model's.
+        tensors: how many its weights hold.
+
+    Raises:
+        CompactError: the configuration describes no model, or one of more layers than there are tensors.
+    """
     try:
         config = EmberVLMConfig.from_pretrained(folder, local_files_only=True)
         layers = config.text_config.n_layer + sum(config.vision_config.depths)
@@ -166,7 +175,7 @@ def _without_weights(folder: Path, tensors: int) -> Any:
         raise CompactError(f"config.json describes no model ({one_line(error)})") from None
 
 
-def _tied(config: Any) -> frozenset[str]:
+def tied(config: Any) -> frozenset[str]:
     """The tensors that are others under a second name, which are not stored."""
     names = EmberVLMForConditionalGeneration._tied_weights_keys
     return frozenset(names) if config.tie_word_embeddings else frozenset()
@@ -206,8 +215,3 @@ def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, tuple[str, li
             f"the weights do not fit the configuration ({len(missing)} missing: {missing[:2]}, "
             f"{len(wrong)} of another shape or type: {wrong[:2]}, {len(unknown)} not known: {unknown[:2]!s:.200})"
         )
-
-
-def one_line(error: Exception) -> str:
-    """An error's message in one line of at most 160 characters; its type where it says nothing."""
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -12,6 +12,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
 from embervlm.model.configuration_embervlm import EmberVLMConfig
+from embervlm.pixels import to_pixels
 from embervlm.prompts import CHAT_TEMPLATE
 from embervlm.tokens import CONTROL_IDS, IMAGE, load_tokenizer
 
@@ -31,11 +32,7 @@ class EmberVLMImageProcessorPil(PilBackend):  # type: ignore[misc]
     def pixels(self, image: Image.Image) -> NDArray[np.float32]:
         """One picture, (3, size, size): what ``preprocess`` gives, without its overhead for single pictures."""
         side = (self.size["width"], self.size["height"])
-        if image.size != side:
-            image = image.resize(side, Image.Resampling(self.resample))
-        array = np.asarray(image.convert("RGB"), np.float32) / np.float32(255)  # (height, width, 3)
-        mean, std = np.array(self.image_mean, np.float32), np.array(self.image_std, np.float32)
-        return np.ascontiguousarray(((array - mean) / std).transpose(2, 0, 1), np.float32)
+        return to_pixels(image, side, self.image_mean, self.image_std, Image.Resampling(self.resample))
 
 
 class EmberVLMProcessor(ProcessorMixin):  # type: ignore[misc]

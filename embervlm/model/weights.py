@@ -1,33 +1,46 @@
-"""Where weights come from and how a model folder is written: starting weights, complete folders, their manifest.
+"""Where weights come from and what a model folder holds: starting weights, saved and compact models, their processors.
 
-A model folder is complete when its ``manifest.json`` is there, which is written last and lists every other file's size
-and SHA-256. Only safetensors and JSON are read. A folder's weights may be compact (``compact.py``), such as those of
-the model that comes with the package, and its processor is then the package's own.
+Only safetensors and JSON are read. A folder's weights may be compact (``compact.py``), such as those of the model that
+comes with the package, and its processor is then the package's own.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers import AutoModelForCausalLM
 
 from embervlm.fleet import FLEET_FILE, Fleet
-from embervlm.model.compact import CompactError, is_compact, one_line, read_compact, write_compact
+from embervlm.folders import (
+    MANIFEST,
+    WeightsError,
+    complete_folder,
+    hub_out_of_reach,
+    is_complete,
+    is_onnx,
+    load_fleet,
+    one_line,
+    read_config,
+    verify_folder,
+)
+from embervlm.model.compact import (
+    WEIGHTS_FILE,
+    CompactError,
+    is_compact,
+    read_compact,
+    tied,
+    without_weights,
+    write_compact,
+)
 from embervlm.model.configuration_embervlm import (
     PRETRAINED_LANGUAGE_MODEL,
     PRETRAINED_VISION,
@@ -40,43 +53,22 @@ from embervlm.tokens import TokenizerError, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-#: The name of the trained model that comes with the package, and what a command asks that is told no other.
-BOX_MODEL = "spark"
-_BOX = Path(__file__).resolve().parents[1] / "box"
 #: What a compact folder takes over as it is, where the model has it.
 CARD_FILE = "README.md"
-_TAKEN_OVER = ("calibration.json", "metrics.json", CARD_FILE)
-#: What the names of folders end with that are not finished, and of those that one is about to replace.
-UNFINISHED = (".partial", ".replaced")
-_HUB_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
-
-
-class WeightsError(ValueError):
-    """Weights or a model folder that cannot be used; the message names the folder, what is wrong and the cure."""
-
-
-def model_folder(name: str | os.PathLike[str]) -> Path:
-    """The folder that a model's name means: the text ``spark`` the model in the package, any other name that folder.
-
-    A folder called ``spark`` is ``./spark``, or any ``Path``.
-
-    Raises:
-        WeightsError: the model in the package is asked for, and this installation has none.
-    """
-    if name != BOX_MODEL:
-        return Path(name)
-    if not has_box_model():
-        here = f" (the folder here is ./{BOX_MODEL})" if Path(BOX_MODEL).is_dir() else ""
-        raise WeightsError(
-            f"this installation carries no trained model; name the folder of one{here}, which embervlm train makes"
-        )
-    return _BOX / BOX_MODEL
-
-
-def has_box_model() -> bool:
-    """Whether a trained model came with this installation."""
-    return (_BOX / BOX_MODEL).is_dir()
+TAKEN_OVER = ("calibration.json", "metrics.json", CARD_FILE)
+#: What transformers raises on folders and configurations that are not what they should be.
+_HUB_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 def starting_model(preset: str, language_model: str | None, vision_weights: str | None) -> Any:
@@ -125,38 +117,54 @@ def load_model(folder: str | os.PathLike[str]) -> Any:
         WeightsError: the folder is missing, incomplete, damaged, or of another kind of model.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     verify_folder(folder)
     kind = config.get("model_type")
     if kind == "gpt2":
         return starting_model("ember", str(folder), "none")
     if kind != "embervlm":
         raise WeightsError(f"{folder}: a model of type {kind!r}; expected embervlm, or gpt2 as the language model")
+    if is_onnx(folder):
+        raise WeightsError(
+            f"{folder}: of ONNX graphs, which embervlm select and serve run; name the folder that they were made from"
+        )
     if is_compact(folder):
         return _load_compact(folder)
     try:
-        model, info = EmberVLMForConditionalGeneration.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
+        _check_shapes(folder)
+        return EmberVLMForConditionalGeneration.from_pretrained(folder, local_files_only=True)
+    except CompactError as error:
+        raise WeightsError(f"{folder}: {error}") from None
     except _HUB_ERRORS as error:
+        if isinstance(error, WeightsError):
+            raise
         raise WeightsError(f"{folder}: cannot load the weights ({one_line(error)})") from None
-    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    if missing or unexpected:
-        raise WeightsError(
-            f"{folder}: the weights do not fit the configuration "
-            f"({len(missing)} missing: {missing[:3]}, {len(unexpected)} not known: {unexpected[:3]})"
-        )
-    return model
 
 
-def check_model_folder(folder: str | os.PathLike[str]) -> None:
-    """Refuse a folder that is no model folder or is damaged, without loading its weights.
+def _check_shapes(folder: Path) -> None:
+    """Hold the weights against the configuration by names and shapes, so that no memory is taken for what is not there.
 
     Raises:
-        WeightsError: the folder is missing, has no readable configuration, or differs from its manifest.
+        CompactError: the configuration describes no model.
+        WeightsError: the weights are another model's.
+        OSError, SafetensorError: they cannot be read.
     """
-    _read_config(Path(folder))
-    verify_folder(folder)
+    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    model = without_weights(folder, len(found))
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = sorted(expected.keys() - found.keys() - tied(model.config))
+    other = [
+        f"{name} is {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    unexpected = sorted(found.keys() - expected.keys())
+    if missing or other or unexpected:
+        raise WeightsError(
+            f"{folder}: the weights do not fit the configuration ({len(missing)} missing: {missing[:3]}, "
+            f"{len(other)} of another shape: {other[:2]}, {len(unexpected)} not known: {unexpected[:3]!s:.200})"
+        )
 
 
 def load_source_tokenizer(folder: str | os.PathLike[str]) -> Any:
@@ -166,33 +174,30 @@ def load_source_tokenizer(folder: str | os.PathLike[str]) -> Any:
     if not (Path(folder) / "tokenizer.json").is_file() and not (Path(folder) / "vocab.json").is_file():
         return None
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except _HUB_ERRORS as error:
         raise WeightsError(f"{folder}: cannot read its tokenizer ({one_line(error)})") from None
 
 
 def load_processor(folder: str | os.PathLike[str]) -> Any:
-    """The processor of one of our folders; the package's own for the configuration where the weights are compact.
+    """The processor of one of our folders: that of its configuration, with the folder's tokenizer.
+
+    Where the weights are compact, the tokenizer is the package's own. What else a folder says of its processor is for
+    programs that go by transformers alone, and not read here.
 
     Raises:
         WeightsError: it cannot be read, or its tokenizer is not the expected one.
     """
+    read_config(Path(folder))
     try:
-        if is_compact(Path(folder)):
-            return EmberVLMProcessor.for_config(EmberVLMConfig.from_pretrained(str(folder), local_files_only=True))
-        processor = AutoProcessor.from_pretrained(str(folder), local_files_only=True)
-        processor.tokenizer = load_tokenizer(folder, max_length=processor.tokenizer.model_max_length)
+        config = EmberVLMConfig.from_pretrained(str(folder), local_files_only=True)
+        positions = config.text_config.max_position_embeddings
+        tokenizer = None if is_compact(Path(folder)) else load_tokenizer(folder, max_length=positions)
+        return EmberVLMProcessor.for_config(config, tokenizer)
     except TokenizerError as error:
         raise WeightsError(str(error)) from None
     except _HUB_ERRORS as error:
         raise WeightsError(f"{folder}: cannot read the processor ({one_line(error)})") from None
-    return processor
-
-
-def load_fleet(folder: str | os.PathLike[str]) -> Fleet:
-    """The fleet that a model was trained with; the default one where the folder names none."""
-    path = Path(folder) / FLEET_FILE
-    return Fleet.from_yaml(path) if path.is_file() else Fleet.default()
 
 
 def save_folder(
@@ -235,7 +240,7 @@ def save_compact(
     folder, source = Path(folder), Path(source)
     if folder.exists() and not (is_compact(folder) and is_complete(folder)):
         raise WeightsError(f"{folder}: is there already and no compact model; expected the name of a new folder")
-    kind = _read_config(source).get("model_type")
+    kind = read_config(source).get("model_type")
     if kind != "embervlm":
         raise WeightsError(f"{source}: a model of type {kind!r}; only embervlm can be made compact")
     if card is not None and not Path(card).is_file():
@@ -249,127 +254,12 @@ def save_compact(
         except CompactError as error:
             raise WeightsError(f"{source}: {error}") from None
         load_fleet(source).to_yaml(temporary / FLEET_FILE)
-        for name in _TAKEN_OVER:
+        for name in TAKEN_OVER:
             if (source / name).is_file():
                 shutil.copyfile(source / name, temporary / name)
         if card is not None:
             shutil.copyfile(card, temporary / CARD_FILE)
     return folder
-
-
-@contextmanager
-def complete_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder to write into, which takes ``folder``'s place, with its manifest, if nothing fails.
-
-    All of it is on the disk before it takes the name, so that not even a power cut leaves half a folder there.
-
-    Raises:
-        WeightsError: it could not be written, as on a full disk; what was there before still is.
-    """
-    folder = Path(folder)
-    temporary, replaced = (folder.with_name(f".{folder.name}{ending}") for ending in UNFINISHED)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        write_manifest(temporary)
-        _flush(temporary)
-        shutil.rmtree(replaced, ignore_errors=True)
-        if folder.exists():
-            folder.rename(replaced)
-        temporary.rename(folder)
-        _flush_entry(folder.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-        raise WeightsError(f"{folder}: cannot be written ({reason}). Cure: free space there, or another disk") from None
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def write_manifest(folder: Path) -> None:
-    """List every file of ``folder`` with its size and SHA-256 in its ``manifest.json``, which completes it."""
-    files = {
-        name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in sorted(_files(folder).items())
-    }
-    temporary = folder / f".{MANIFEST}"
-    temporary.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
-    temporary.rename(folder / MANIFEST)
-
-
-def is_complete(folder: str | os.PathLike[str]) -> bool:
-    """Whether ``folder`` was written to its end."""
-    return (Path(folder) / MANIFEST).is_file()
-
-
-def verify_folder(folder: str | os.PathLike[str], *, exact: bool = False) -> None:
-    """Hold a folder against its manifest; unless ``exact``, one without it (from another program) passes.
-
-    Args:
-        folder: what is held.
-        exact: every file must be listed, and the manifest be there; for what we alone write.
-
-    Raises:
-        WeightsError: a file is missing, or its content is not what was written; if ``exact``, also no manifest, or a
-            file that is not listed.
-    """
-    folder = Path(folder)
-    if not is_complete(folder):
-        if exact:
-            raise WeightsError(f"{folder}: has no {MANIFEST}, so was not written to its end")
-        return
-    try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, entry in files.items():
-            path = folder / name
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise WeightsError(f"{folder}: its manifest names a file outside the folder: {name!r}")
-            if fault := _fault(path, entry):
-                raise WeightsError(
-                    f"{folder}: {name} is missing or damaged (it differs from the manifest: {fault}). "
-                    "Cure: use another checkpoint, or copy the folder again"
-                )
-        if exact and (extra := sorted(_files(folder).keys() - files.keys())):
-            raise WeightsError(
-                f"{folder}: {extra[0]} is not in its manifest, as {len(extra)} of its files. Cure: remove them"
-            )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, WeightsError):
-            raise
-        raise WeightsError(f"{folder}: its manifest cannot be read ({one_line(error)})") from None
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """What a manifest lists: every file and link of ``folder`` by its name within, but the manifest itself."""
-    return {
-        path.relative_to(folder).as_posix(): path
-        for path in folder.rglob("*")
-        if (path.is_symlink() or not path.is_dir()) and path != folder / MANIFEST
-    }
-
-
-def _fault(path: Path, entry: Mapping[str, Any]) -> str | None:
-    if not path.is_file():
-        return "not there"
-    if (size := path.stat().st_size) != entry["bytes"]:
-        return f"{size} bytes, not {entry['bytes']}"
-    return None if _sha256(path) == entry["sha256"] else "other content"
-
-
-def _flush(folder: Path) -> None:
-    """Wait until every file of ``folder`` is on the disk, and their names."""
-    for path in (folder, *folder.rglob("*")):
-        _flush_entry(path)
-
-
-def _flush_entry(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _load_compact(folder: Path) -> Any:
@@ -391,7 +281,7 @@ def _pick(asked: str | None, preset_default: str) -> tuple[str | None, bool]:
 def _load_language_model(source: str, optional: bool) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, local_files_only=Path(source).is_dir() or _hub_out_of_reach()
+            source, local_files_only=Path(source).is_dir() or hub_out_of_reach(), trust_remote_code=False
         )
     except _HUB_ERRORS as error:
         if optional:
@@ -413,7 +303,7 @@ def _load_vision_state(source: str, optional: bool) -> dict[str, torch.Tensor] |
         elif not path.is_file():
             from huggingface_hub import hf_hub_download
 
-            path = Path(hf_hub_download(source, "model.safetensors", local_files_only=_hub_out_of_reach()))
+            path = Path(hf_hub_download(source, "model.safetensors", local_files_only=hub_out_of_reach()))
         return load_file(path)
     except _HUB_ERRORS as error:
         if optional:
@@ -444,36 +334,3 @@ def _adopt_text_config(config: Any, text_model: Any, source: str) -> None:
     tied = text_model.get_output_embeddings().weight is text_model.get_input_embeddings().weight
     config.text_config = text
     config.tie_word_embeddings = text.tie_word_embeddings = tied
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise WeightsError(f"{folder}: no such model folder")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{folder}: no readable config.json, so not a model folder ({one_line(error)})") from None
-    if not isinstance(config, dict):
-        raise WeightsError(f"{folder}: config.json is no JSON object, so not a model folder")
-    return config
-
-
-def _hub_out_of_reach() -> bool:
-    """Whether only what was downloaded before can be used; asked once and briefly, since the library retries long."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return True
-    address = urlsplit(constants.ENDPOINT)
-    if getproxies().get(address.scheme):
-        return False
-    try:
-        socket.create_connection((address.hostname or "", address.port or 443), timeout=3).close()
-    except OSError:
-        return True
-    return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

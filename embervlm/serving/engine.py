@@ -11,10 +11,12 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from embervlm.data.images import decode_image
 from embervlm.fleet import Fleet
-from embervlm.model.modeling_embervlm import FleetState
+from embervlm.runtime.base import Reader
+from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import OnStep, RobotSelector, Selection
 from embervlm.serving.limits import check_picture
 from embervlm.serving.lockstep import Lockstep, SlotReader
@@ -81,13 +83,13 @@ class Engine:
     """Answers questions with one model.
 
     ``slots`` threads take jobs from the queue, first come, first served; what they read and write is run as one batch
-    (:class:`Lockstep`). Answers are the same whoever shares the batch.
+    (:class:`Lockstep`), but ONNX graphs answer each by itself. Answers are the same whoever shares the batch.
     """
 
     def __init__(self, selector: RobotSelector, *, slots: int, queue: int, timeout_s: float, max_pixels: int) -> None:
         self.selector = selector
         self.slots, self.queue, self.timeout_s, self.max_pixels = slots, queue, timeout_s, max_pixels
-        self.batch = Lockstep(selector.model, slots)
+        self.batch = Lockstep(selector.model, slots) if isinstance(selector.runtime, TorchRuntime) else None
         self.ready = False
         self.stopped = 0
         self._changed = threading.Condition()
@@ -190,10 +192,12 @@ class Engine:
             self._changed.notify_all()
 
     def _answer(self, job: Job) -> Selection:
-        question, places = job.question, list[SlotReader]()
+        question, batch, places = job.question, self.batch, list[SlotReader]()
 
-        def reader(fleet: FleetState) -> SlotReader:
-            places.append(self.batch.join(fleet))
+        def reader(fleet: Any) -> Reader:
+            if batch is None:
+                return self.selector.runtime.reader(fleet)
+            places.append(batch.join(fleet))
             return places[-1]
 
         job.check()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embervlm.model.modeling_embervlm import FleetState
-from embervlm.selection import Reader
+from embervlm.runtime.base import Floats
 
 #: Texts that read more tokens at once than this are not padded together with texts that read one or two.
 _FEW = 8
@@ -27,7 +27,7 @@ class _Request:
     slot: int
     ids: Sequence[int] = ()
     position: int = 0
-    pixels: Tensor | None = None
+    features: Tensor | None = None
     state: Tensor | None = None
     result: Tensor | None = None
     error: BaseException | None = None
@@ -154,8 +154,8 @@ class Lockstep:
         for request in requests:
             ids[request.slot - first, : len(request.ids)] = torch.tensor(list(request.ids))
             positions[request.slot - first] = (within + request.position).clamp(max=limit)
-        pictures = [request.pixels for request in requests if request.pixels is not None]
-        features = self.model.get_image_features(torch.cat(pictures)) if pictures else None
+        seen = [request.features for request in requests if request.features is not None]
+        features = torch.stack(seen) if seen else None
         lengths = torch.tensor(self._lengths[first:last])
         total = max(self._lengths[request.slot] for request in requests) + longest
         ends = (lengths[:, None] + within)[:, None, :, None]  # (rows, 1, tokens, 1)
@@ -209,19 +209,20 @@ class _Rows:
         return kept[0], kept[1]
 
 
-class SlotReader(Reader):
-    """One text's place in a :class:`Lockstep`."""
+class SlotReader:
+    """One text's place in a :class:`Lockstep`: a reader."""
 
     def __init__(self, batch: Lockstep, slot: int) -> None:
         self._batch, self._slot = batch, slot
 
-    def read(self, ids: Sequence[int], position: int, pixels: Tensor | None = None) -> Tensor:
+    def read(self, ids: Sequence[int], position: int, features: Tensor | None = None) -> Tensor:
         """As :meth:`Reader.read`, together with the other texts of the batch."""
-        return self._batch.ask(_Request(self._slot, list(ids), position, pixels))
+        return self._batch.ask(_Request(self._slot, list(ids), position, features))
 
-    def logits(self, state: Tensor) -> Tensor:
+    def logits(self, state: Tensor) -> Floats:
         """As :meth:`Reader.logits`, together with the other texts of the batch."""
-        return self._batch.ask(_Request(self._slot, state=state))
+        logits: Floats = self._batch.ask(_Request(self._slot, state=state)).numpy()
+        return logits
 
     def leave(self) -> None:
         """Give the place back."""

@@ -23,9 +23,10 @@ class _EngineCollector:
 
     def collect(self) -> list[CounterMetricFamily]:
         """The counters at this moment."""
+        batch = self.engine.batch
         counted = (
-            ("embervlm_batch_steps", "Steps that the batch has run", self.engine.batch.steps),
-            ("embervlm_batch_rows", "Texts that took part in these steps, summed", self.engine.batch.rows),
+            ("embervlm_batch_steps", "Steps that the batch has run", 0 if batch is None else batch.steps),
+            ("embervlm_batch_rows", "Texts that took part in these steps, summed", 0 if batch is None else batch.rows),
             ("embervlm_stopped", "Answers stopped because the client left or the time was up", self.engine.stopped),
         )
         return [CounterMetricFamily(name, about, value=value) for name, about, value in counted]

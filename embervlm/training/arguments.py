@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import os
 from dataclasses import dataclass, fields
@@ -151,6 +152,9 @@ class RunSettings:
         unknown = [name for name in self.report_to if name not in TRACKERS]
         if unknown:
             problems.append(f"--report_to {', '.join(unknown)}: not known; there are: {', '.join(TRACKERS)}")
+        for name in self.report_to:
+            if name in TRACKERS[1:] and importlib.util.find_spec(name) is None:
+                problems.append(f'--report_to {name}: it is not installed. Cure: pip install "embervlm[track]"')
         if self.datasets is not None:
             missing = [name for name in self.datasets if name not in dataset_names()]
             if missing or not self.datasets:
@@ -181,7 +185,7 @@ class RunSettings:
             problems.append(f"--resume {self.resume}: no such checkpoint folder; expected one, or auto")
         if self.teacher is not None:
             # Loads torch and transformers, for which nobody else who mistypes a flag should wait.
-            from embervlm.model.weights import WeightsError
+            from embervlm.folders import WeightsError
             from embervlm.training.teacher import teacher_folder
 
             try:

@@ -22,8 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from embervlm.model.compact import one_line
-from embervlm.model.weights import UNFINISHED, WeightsError, verify_folder
+from embervlm.folders import UNFINISHED, WeightsError, one_line, read_json_file, verify_folder
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +185,7 @@ def read_state(folder: Path) -> TrainingState:
         WeightsError: it is not that.
     """
     try:
-        document = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        document = read_json_file(folder / STATE_FILE)
         if document["version"] != _VERSION:
             raise WeightsError(f"{folder}: training state of version {document['version']}; expected {_VERSION}")
         moments: dict[int, dict[str, Tensor]] = {}
@@ -205,7 +204,7 @@ def read_state(folder: Path) -> TrainingState:
             processes,
             dict(document["numbers"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{folder}: its training state cannot be read ({one_line(error)})") from None
@@ -218,7 +217,7 @@ def stage_of(checkpoint: Path) -> int:
         WeightsError: it does not say.
     """
     try:
-        return int(json.loads((checkpoint / STAGE_FILE).read_text(encoding="utf-8"))["stage"])
+        return int(read_json_file(checkpoint / STAGE_FILE)["stage"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{checkpoint}: no checkpoint of this pipeline ({STAGE_FILE}: {error})") from None
 

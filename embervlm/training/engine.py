@@ -25,8 +25,8 @@ from embervlm.data.quarantine import QUARANTINE_FILE, Quarantine
 from embervlm.data.sample import DataError, Split
 from embervlm.data.stream import StreamCollator, StreamedDataset, without_traceback
 from embervlm.fleet import Fleet
+from embervlm.folders import WeightsError, complete_folder
 from embervlm.model.attention import attend_in_fp32
-from embervlm.model.weights import WeightsError, complete_folder
 from embervlm.preflight import check_embeddings, check_image_tokens, check_prompt_version
 from embervlm.training.arguments import RunSettings
 from embervlm.training.checkpoints import (
@@ -43,6 +43,7 @@ from embervlm.training.checkpoints import (
     set_random_state,
     write_state,
 )
+from embervlm.training.pace import Pace
 from embervlm.training.stopping import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -58,9 +59,11 @@ _BANNER = "=" * 60
 _LOSSES = ("language_loss", "image_loss", "task_loss", "leader_loss", "member_loss")
 _RUNNING = (*_LOSSES, "leader_accuracy")
 _NAMED_SAMPLES = 16
-_PARTS = ("vision", "projector", "language_model", "robot_head")
+PARTS = ("vision", "projector", "language_model", "robot_head")
 WEIGHT_DECAY = 0.05
 WARMUP_SHARE = 0.05
+#: How fast embeddings learn that know their words already, as a share of the learning rate.
+KNOWN_WORDS_RATE = 0.1
 
 
 class NumbersError(RuntimeError):
@@ -98,13 +101,15 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         fleet: Fleet | None = None,
         max_bad_share: float = RunSettings.max_bad_share,
         max_bad_steps: int = RunSettings.max_bad_steps,
+        words_are_known: bool = False,
     ) -> None:
         check_embeddings(model, processing_class.tokenizer)
         check_image_tokens(model, processing_class)
-        check_prompt_version(model)
+        check_prompt_version(model.config.prompt_version)
         frozen = self.frozen_parts(model)
-        for part in _PARTS:
+        for part in PARTS:
             getattr(model, part).requires_grad_(part not in frozen)
+        self.pace = Pace()
         super().__init__(
             model=model,
             args=args,
@@ -112,8 +117,8 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[_Progress(self.number), _Stop(self)],
-            optimizers=(optimizer_for(model, args), None),
+            callbacks=[_Progress(self.number), _Stop(self), self.pace],
+            optimizers=(optimizer_for(model, args, words_are_known=words_are_known), None),
         )
         self.remove_callback(PrinterCallback)
         model.fuse_frozen_vision("vision" in frozen, precision(args))
@@ -127,7 +132,9 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self._signals = StopSignals()
         self._watchdog = Watchdog(args.ddp_timeout)
         self._stopped_by = 0
+        # Of the checkpoint that is gone on from, until it is taken over: all, and all processes' random numbers.
         self._goes_on: TrainingState | None = None
+        self._random: dict[str, Tensor] = {}
         # What a forward pass changes, BatchNorm's means: as it was before the step that runs.
         self._statistics = [] if "vision" in frozen else list(model.vision.buffers())
         self._kept_statistics: list[Tensor] = []
@@ -390,6 +397,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
                     self.processing_class.save_pretrained(temporary)
                     write_state(temporary, self._training_state(processes), self.number)
                     self.state.save_to_json(str(temporary / "trainer_state.json"))
+                    self.pace.write(temporary)
                 rotate(folder.parent, step)
             except (OSError, CheckpointError, WeightsError) as error:
                 failure = error
@@ -417,6 +425,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         if checkpoint is None:
             return
         self._goes_on = read_state(Path(checkpoint))
+        self.pace.go_on(Path(checkpoint))
         try:
             self.optimizer.load_state_dict(self._goes_on.optimizer)
             self.lr_scheduler.load_state_dict(self._goes_on.scheduler)
@@ -445,12 +454,12 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self._bad_in_a_row = int(state.numbers["bad_in_a_row"])
         for split, (failed, drawn) in zip(self._quarantine.values(), share("drawn").tolist(), strict=True):
             split.failed, split.drawn = int(failed), int(drawn)
-        self._goes_on = None
+        self._goes_on, self._random = None, state.processes
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        rows = read_state(Path(checkpoint)).processes
+        rows, self._random = self._random, {}
         try:
             # What is drawn in training goes by seed and place; with other processes than before the rest starts alike.
             own = self.args.process_index % len(rows["loss"])
@@ -537,17 +546,30 @@ class _Stop(TrainerCallback):  # type: ignore[misc]
             control.should_save = control.should_training_stop = True
 
 
-def optimizer_for(model: nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:
-    """AdamW over what is trainable; norms, biases and embeddings do not decay."""
-    groups: dict[bool, list[nn.Parameter]] = defaultdict(list)
+def optimizer_for(model: nn.Module, args: TrainingArguments, *, words_are_known: bool = False) -> torch.optim.Optimizer:
+    """AdamW over what is trainable; norms, biases and embeddings do not decay.
+
+    Args:
+        model: what is trained.
+        args: rate, decay and betas.
+        words_are_known: the embeddings know what words mean, so that they learn at ``KNOWN_WORDS_RATE`` of the rate. A
+            tied head pushes all rows that a batch does not have in one direction, however little, and Adam makes whole
+            steps of it: within a few hundred, what words have in common would outweigh what they mean.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            groups[parameter.ndim > 1 and id(parameter) not in embeddings].append(parameter)
+            is_embedding = id(parameter) in embeddings
+            groups[parameter.ndim > 1 and not is_embedding, is_embedding and words_are_known].append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": parameters, "weight_decay": args.weight_decay if decays else 0.0}
-            for decays, parameters in groups.items()
+            {
+                "params": parameters,
+                "weight_decay": args.weight_decay if decays else 0.0,
+                "lr": args.learning_rate * (KNOWN_WORDS_RATE if slow else 1.0),
+            }
+            for (decays, slow), parameters in groups.items()
         ],
         lr=args.learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
@@ -565,6 +587,7 @@ def training_arguments(settings: RunSettings, stage: int, output_dir: Path) -> T
     on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(output_dir),
+        run_name=f"{settings.output_dir.resolve().name} stage {stage}",
         use_cpu=not on_gpu,
         ddp_backend=None if "WORLD_SIZE" not in os.environ else ("nccl" if on_gpu else "gloo"),
         ddp_find_unused_parameters=False,

@@ -26,16 +26,9 @@ from embervlm.data.sample import DataError, RobotSample
 from embervlm.data.shards import find, names_shards
 from embervlm.data.stream import ORDER_FILE, Catalogue, StreamedDataset, open_catalogue
 from embervlm.fleet import FLEET_FILE, Fleet, FleetError
+from embervlm.folders import check_model_folder, is_complete, verify_folder
 from embervlm.model import EmberVLMProcessor
-from embervlm.model.weights import (
-    check_model_folder,
-    is_complete,
-    load_model,
-    load_source_tokenizer,
-    save_folder,
-    starting_model,
-    verify_folder,
-)
+from embervlm.model.weights import load_model, load_source_tokenizer, save_folder, starting_model
 from embervlm.preflight import align_embeddings, check_fleet_length, check_labels, check_positions, check_robots
 from embervlm.tokens import load_tokenizer
 from embervlm.training.allocator import keep_freed_memory
@@ -54,13 +47,19 @@ from embervlm.training.checkpoints import (
     verify_checkpoint,
 )
 from embervlm.training.engine import StageTrainer, training_arguments
+from embervlm.training.report import stage_record, write_training_report
 from embervlm.training.stage1_align import Stage1Trainer
 from embervlm.training.stage2_instruct import Stage2Trainer
 from embervlm.training.stage3_robots import Stage3Trainer
 from embervlm.training.study import study
 from embervlm.training.teacher import Lessons, taught_samples, teacher_folder, word_embeddings
+from embervlm.training.trackers import end_stage, prepare
 
 logger = logging.getLogger(__name__)
+
+#: How fast stage 3 goes on from what was studied, as a share of the learning rate: at the full rate its first hundred
+#: steps undo more than they add.
+STUDIED_RATE = 0.35
 
 STAGES: dict[int, type[StageTrainer]] = {1: Stage1Trainer, 2: Stage2Trainer, 3: Stage3Trainer}
 #: How many samples of a stage are encoded to check their ids, lengths and labels before the first step.
@@ -76,12 +75,13 @@ class StageData:
     """The samples of one stage: sequences of ``Sample`` or, in stage 3, of ``RobotSample``; ``train`` may be shards.
 
     ``of_other_fleets`` are stage 3's tasks for validation whose robots are not the run's: they are measured apart, as
-    their fleets are put together by lot.
+    their fleets are put together by lot. ``report`` says what became of the records.
     """
 
     train: Any
     validation: Any
     of_other_fleets: Any = ()
+    report: Any = ()
 
 
 @dataclass
@@ -112,6 +112,7 @@ def run(settings: RunSettings) -> Path:
         check_model_folder(source)
     fleet = settings.load_fleet()
     run = Run(settings, fleet, {stage: _load_data(settings, fleet, stage) for stage in settings.stages})
+    prepare(settings)
     # From here on there is a process group.
     arguments = training_arguments(settings, settings.stages[0], settings.stage_dir(settings.stages[0]))
     if arguments.device.type == "cpu":
@@ -126,6 +127,7 @@ def run(settings: RunSettings) -> Path:
         folder = _finish(run, folder, arguments)
     arguments.distributed_state.wait_for_everyone()
     if arguments.distributed_state.is_main_process:
+        write_training_report(settings)
         logger.info("The trained model is in %s", folder)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -147,13 +149,14 @@ def _load_data(settings: RunSettings, fleet: Fleet, stage: int) -> StageData:
             [*train, *others * (OTHER_FLEET_REPEATS - 1)],
             own,
             [sample for sample in robots.validation if sample.fleet is not None],
+            robots.report,
         )
     stage1_is_shards = settings.stage1_data is not None and names_shards(settings.stage1_data)
     if stage == 1 and stage1_is_shards:
         rank, ranks = _process()
         files = find(settings.data(1))
         catalogue = open_catalogue(files, cache_folder() / "shards", seed=settings.seed, rank=rank, ranks=ranks)
-        return StageData(catalogue, catalogue.validation_samples())
+        return StageData(catalogue, catalogue.validation_samples(), report=catalogue)
     # A conversation's pictures may stand with those of stage 1, as COCO's do.
     roots = [settings.stage1_data] if stage == 2 and settings.stage1_data and not stage1_is_shards else []
     number: Stage = 1 if stage == 1 else 2
@@ -167,7 +170,7 @@ def _load_data(settings: RunSettings, fleet: Fleet, stage: int) -> StageData:
         caps=settings.caps(stage),
         datasets=chosen or None,
     )
-    return StageData(loaded.train, loaded.validation)
+    return StageData(loaded.train, loaded.validation, report=loaded.report)
 
 
 def _process() -> tuple[int, int]:
@@ -228,6 +231,7 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
     align_embeddings(model, processor.tokenizer, load_source_tokenizer(source))
     if stage == 3 and settings.teacher is not None:
         model = _learn_from_teacher(run, settings.teacher, model, processor, arguments)
+        arguments.learning_rate *= STUDIED_RATE
     train, validation = _datasets(run, stage, processor)
     # Shards are not read for this; their validation pairs stand for all.
     streamed = isinstance(train, StreamedDataset)
@@ -244,6 +248,8 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
         fleet=run.fleet if stage == 3 else None,
         max_bad_share=settings.max_bad_share,
         max_bad_steps=settings.max_bad_steps,
+        # What stages 1 and 2 make of a language model from nothing is not kept where a teacher's lessons begin it anew.
+        words_are_known=stage < 3 and settings.teacher is not None and not model.config.language_pretrained,
     )
     if is_main:
         _say_what_trains(trainer, model, run.data[stage].train, validation)
@@ -263,10 +269,13 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
         metrics["validation_loss"] = trainer.evaluate()["eval_loss"]
     metrics["replaced_samples"] = trainer.report_replaced()
     run.metrics[f"stage{stage}"] = metrics
+    end_stage(settings)
     if is_main:
         summary = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in metrics.items())
         logger.info("Stage %d: %s", stage, summary)
-        save_folder(result, model, processor, run.fleet, {"metrics.json": json.dumps(metrics, indent=2) + "\n"})
+        files = {"metrics.json": json.dumps(metrics, indent=2) + "\n"}
+        files |= stage_record(trainer, settings, run.data[stage].report, metrics)
+        save_folder(result, model, processor, run.fleet, files)
     arguments.distributed_state.wait_for_everyone()
     return result
 
@@ -283,6 +292,9 @@ def _learn_from_teacher(run: Run, teacher: str, model: Any, processor: Any, argu
     cache, studied = output / TAUGHT_FILE, output / STUDIED_FOLDER
 
     def learn(lessons: Lessons) -> None:
+        # What a few captions leave of a language model from nothing is worse to study with than its start.
+        if not model.config.language_pretrained and is_complete(start := run.settings.output_dir / "start"):
+            model.language_model.load_state_dict(load_model(start).language_model.state_dict())
         study(model, processor.tokenizer, lessons, run.fleet, arguments)
         save_folder(studied, model, processor, run.fleet)
 

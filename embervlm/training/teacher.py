@@ -34,8 +34,7 @@ from embervlm.data.robot_rewording import is_reworded
 from embervlm.data.sample import Chances, DataError, RobotSample, normalise_task
 from embervlm.evaluation.sentence_encoder import mean_states, minilm_folder
 from embervlm.fleet import Fleet, Robot
-from embervlm.model.compact import one_line
-from embervlm.model.weights import WeightsError
+from embervlm.folders import WeightsError, one_line
 from embervlm.prompts import robot_description
 from embervlm.training.perturbation import perturbed_tasks, replaceable_words
 

@@ -173,7 +173,7 @@ def _weight(selector: RobotSelector, validation: Sequence[RobotSample]) -> float
         return 1.0
     head, names = selector.model.robot_head, selector.fleet.names
     tasks, images = [s.task for s in validation], [s.image for s in validation]
-    whole, _, _ = selector.score_clauses(tasks, images)
+    whole = torch.from_numpy(selector.score_clauses(tasks, images)[0])
     hashes, weights = map(torch.from_numpy, padded([hashed_words(task) for task in tasks]))
     with torch.inference_mode():
         fleet = selector.model.encode_fleet(**encode_fleet_text(selector.fleet, selector.tokenizer))

@@ -155,6 +155,16 @@ def test_cut_off_files_are_errors(shared: Path) -> None:
         decode_image(png[: len(png) // 2])
 
 
+def test_palette_colours_without_a_palette() -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 3, 0, 0, 0))
+    file = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(72))) + chunk(b"IEND", b"")
+    with pytest.raises(ImageError, match=r"damaged picture \(AssertionError\)"):
+        decode_image(file)
+
+
 def test_limits_come_before_decoding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     small = _encoded(Image.new("L", (30, 20)), "PNG")
 

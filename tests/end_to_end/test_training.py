@@ -17,6 +17,11 @@ from embervlm.data.sample_data import write_sample_data
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "scripts" / "train_all.py"
+#: What a user's environment may hold beside a run.
+SECRETS = {
+    name: f"secret-of-{name.lower()}-3f9a"
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "EMBERVLM_API_KEY", "AWS_SECRET_ACCESS_KEY")
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +50,9 @@ def _command(output: Path, sample: Path, *more: str, processes: int = 2, stage1:
 
 
 def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=os.environ | SECRETS)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
+    return done.stderr + done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,7 @@ def trained(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return output, _run(_command(output, sample, "--stage", "all", "--max_steps", "3"))
 
 
-def test_all_stages_run_in_order_and_end_in_a_complete_folder(trained: tuple[Path, str]) -> None:
+def test_all_stages_run_in_order_and_end_in_a_complete_folder(trained: tuple[Path, str], sample: Path) -> None:
     output, log = trained
     titles = [
         "Stage 1: Visual-Language Alignment",
@@ -77,9 +82,27 @@ def test_all_stages_run_in_order_and_end_in_a_complete_folder(trained: tuple[Pat
         "metrics.json",
         "README.md",
     } <= set(listed)
+    # Ready for a hub: nothing in it says where it was trained.
+    for file in final.iterdir():
+        content = file.read_bytes()
+        assert not [path for path in (output, sample, REPOSITORY) if os.fsencode(path) in content], file.name
     metrics = json.loads((final / "metrics.json").read_text())
     assert [metrics[f"stage{stage}"]["steps"] for stage in (1, 2, 3)] == [3, 3, 3]
     assert {path.name for path in output.glob("stage3/*")} == {"checkpoint-2", "checkpoint-3", "final"}
+    report = (output / "report.html").read_text()
+    assert all(f"Losses of stage {stage}" in report for stage in (1, 2, 3)) and report.count("with 2 processes") == 3
+
+
+def test_no_secret_is_written_and_no_local_path_handed_on(trained: tuple[Path, str], sample: Path) -> None:
+    output, log = trained
+    written = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    handed_on = [path for path in written if "final" in path.parts or path.parent.name.startswith("checkpoint-")]
+    assert len(handed_on) > 60
+    for secret in SECRETS.values():
+        assert secret not in log
+        assert [path for path, content in written.items() if secret.encode() in content] == []
+    for place in (output, sample, REPOSITORY, Path.home()):
+        assert [path for path in handed_on if f"{place}/".encode() in written[path]] == []
 
 
 def test_the_result_selects_a_robot_for_a_real_photograph(trained: tuple[Path, str], shared: Path) -> None:

@@ -17,6 +17,7 @@ from embervlm.data.sample import RobotSample
 from embervlm.evaluation.calibration import calibrate, fit_sets, fit_temperature
 from embervlm.fleet import Fleet
 from embervlm.model import EmberVLMProcessor
+from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import CALIBRATION_FILE, Calibration, RobotSelector, fleet_mark, set_scores
 
 NAMES = Fleet.default().names
@@ -90,9 +91,8 @@ def test_a_selector_is_calibrated_for_its_fleet(
     make_tiny: Callable[..., Any], tokenizer: Any, tmp_path: Path, tasks: int
 ) -> None:
     model = make_tiny(0)
-    selector = RobotSelector(
-        model, EmberVLMProcessor.for_config(model.config, tokenizer), Fleet.default(), Calibration()
-    )
+    runtime = TorchRuntime(model, EmberVLMProcessor.for_config(model.config, tokenizer))
+    selector = RobotSelector(runtime, Fleet.default(), Calibration())
     samples = [
         RobotSample(str(n), f"Look at number {n}.", (NAMES[n % 5],), (NAMES[n % 5], NAMES[(n + 1) % 5]))
         for n in range(tasks)
@@ -109,7 +109,7 @@ def test_a_selector_is_calibrated_for_its_fleet(
         return
     # On the tasks themselves the thresholds cover at least what was asked.
     leaders, _ = selector.score([s.task for s in samples], [None] * tasks)
-    leading = torch.softmax(leaders.double() / calibration.temperature, -1).tolist()
+    leading = torch.softmax(torch.from_numpy(leaders).double() / calibration.temperature, -1).tolist()
     for coverage in (0.5, 0.75, 0.9, 0.99):
         chosen = [selector.prediction_set(row, coverage) for row in leading]
         right = sum(s.leaders[0] in names for s, names in zip(samples, chosen, strict=True))
@@ -121,9 +121,8 @@ def test_a_selector_is_calibrated_for_its_fleet(
 
 def test_tasks_with_pictures_are_fitted_apart(make_tiny: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> None:
     model = make_tiny(0)
-    selector = RobotSelector(
-        model, EmberVLMProcessor.for_config(model.config, tokenizer), Fleet.default(), Calibration()
-    )
+    runtime = TorchRuntime(model, EmberVLMProcessor.for_config(model.config, tokenizer))
+    selector = RobotSelector(runtime, Fleet.default(), Calibration())
     picture = tmp_path / "picture.png"
     Image.new("RGB", (32, 32), "green").save(picture)
 

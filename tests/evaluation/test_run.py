@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from embervlm.data.sample import DataError, RobotSample
@@ -53,8 +55,8 @@ class Looker:
             return LEGS
         return next(robot for colour, robot in COLOURS.items() if colour in Path(image).name)
 
-    def leading(self, leaders: torch.Tensor, pictured: Sequence[bool]) -> torch.Tensor:
-        return torch.softmax(leaders.double(), -1)
+    def leading(self, leaders: torch.Tensor, pictured: Sequence[bool]) -> NDArray[np.float64]:
+        return torch.softmax(leaders.double(), -1).numpy()
 
     def selected_names(self, leaders: torch.Tensor, members: torch.Tensor, pictured: Sequence[bool]) -> list[list[str]]:
         return [[self.fleet.names[int(row.argmax())]] for row in leaders]

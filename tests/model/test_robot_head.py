@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -124,7 +125,8 @@ def test_a_fleet_s_lengths_that_are_missing_are_missed(
 def test_a_selector_s_scores_are_the_model_s_and_those_of_words(tiny_selector: Any) -> None:
     tasks = [TASK, "Tow the boat to the other bank, please.", "Film it."]
     model, fleet = tiny_selector.model, encode_fleet_text(FLEET, tiny_selector.tokenizer)
-    leaders, members, by_clause = tiny_selector.score_clauses(tasks, [None] * 3, FLEET, batch_size=2)
+    *scored, by_clause = tiny_selector.score_clauses(tasks, [None] * 3, FLEET, batch_size=2)
+    leaders, members = map(torch.from_numpy, scored)
     outputs = model(**inputs(tiny_selector.tokenizer, *tasks), **fleet)
     hashes, weights = map(torch.from_numpy, padded([hashed_words(task) for task in tasks]))
     match = model.robot_head.by_words
@@ -134,7 +136,7 @@ def test_a_selector_s_scores_are_the_model_s_and_those_of_words(tiny_selector: A
     assert float(words[0].std()) > 1e-3
     # A task of one clause is its clause; those of two are asked about each.
     assert [each.shape for each in by_clause] == [(1, 3), (1, 3), (1, 3)]
-    assert torch.equal(by_clause[0][0], members[0])
+    assert torch.equal(torch.from_numpy(by_clause[0][0]), members[0])
     for task, row in zip(tasks, leaders, strict=True):
         selection = tiny_selector.select(task, fleet=FLEET, reason=False)
         confidence = dict(zip(FLEET.names, torch.softmax(row, -1).tolist(), strict=True))
@@ -147,4 +149,4 @@ def test_clauses_are_scored_as_tasks_are(tiny_selector: Any) -> None:
     task = f"{parts[0]}, {parts[1]}, {parts[2]}."
     alone = tiny_selector.score([*parts[:2], f"{parts[2]}."], [None] * 3, FLEET)[1]
     _, _, (by_clause,) = tiny_selector.score_clauses([task], [None], FLEET)
-    torch.testing.assert_close(by_clause, alone, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(by_clause, alone, rtol=1e-4, atol=1e-5)

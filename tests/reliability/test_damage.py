@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from embervlm.model.weights import WeightsError, complete_folder
+from embervlm.folders import WeightsError, complete_folder
 from embervlm.training.checkpoints import TrainingState, random_state, verify_checkpoint, write_state
 
 TRIALS = 200

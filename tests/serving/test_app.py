@@ -320,10 +320,17 @@ def test_the_page_needs_nothing_from_outside(client: TestClient) -> None:
 
 def test_the_command_listens_answers_and_ends_on_sigterm(tiny_folder: Path) -> None:
     command = [sys.executable, "-m", "embervlm.cli", "serve", "--model", str(tiny_folder), "--port", "0"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    key = "secret-of-the-server-3f9a"
+    server = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", KEY_VARIABLE: key},
+    )
     try:
-        assert server.stderr is not None
-        line = next(each for each in server.stderr if "listening on" in each)
+        assert server.stdout is not None
+        line = next(each for each in server.stdout if "listening on" in each)
         address = line.split("listening on ")[1].strip()
         assert address.startswith("http://127.0.0.1:")
         import httpx2
@@ -332,9 +339,23 @@ def test_the_command_listens_answers_and_ends_on_sigterm(tiny_folder: Path) -> N
             if httpx2.get(f"{address}/readyz").status_code == 200:
                 break
             time.sleep(0.05)
-        assert httpx2.post(f"{address}/v1/select", json={"task": "Film the roof"}).status_code == 200
+        said = []
+        with httpx2.Client(base_url=address, headers={"authorization": f"Bearer {key}"}) as client:
+            assert client.post("/v1/select", json={"task": "Film the roof"}).status_code == 200
+            for body in ({"task": ""}, {"task": "x", "image": "AAAA"}, {"task": "x", "fleet": {"robots": []}}, []):
+                said.append(client.post("/v1/select", json=body))
+                assert said[-1].status_code == 422
+            said.append(client.post("/v1/select", json={"task": "x"}, headers={"authorization": "Bearer wrong"}))
+            said += [client.get(path) for path in ("/metrics", "/openapi.json", "/v1/fleet", "/readyz", "/none")]
         server.send_signal(signal.SIGTERM)
-        assert server.wait(30) in (0, -signal.SIGTERM)
+        log = server.communicate(timeout=30)[0]
+        assert server.returncode in (0, -signal.SIGTERM)
+        # Neither the key nor where things lie on this machine leaves it; the log stays, but has no key either.
+        for text in (log, *(each.text + str(each.headers) for each in said)):
+            assert key not in text
+        for response in said:
+            for place in (tiny_folder, Path.home(), Path(__file__).parents[2]):
+                assert f"{place}/" not in response.text and str(tiny_folder) not in response.text
     finally:
         if server.poll() is None:
             server.kill()

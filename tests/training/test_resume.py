@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from embervlm.data.sample_data import write_sample_data
-from embervlm.model.weights import MANIFEST, UNFINISHED
+from embervlm.folders import MANIFEST, UNFINISHED
 from embervlm.training import checkpoints, engine, pipeline
 from embervlm.training.arguments import RunSettings
 from embervlm.training.checkpoints import CheckpointError
@@ -73,8 +73,15 @@ def same(first: Path, second: Path) -> None:
 @pytest.mark.usefixtures("keep_all")
 @pytest.mark.parametrize(("stage", "steps"), [(1, (1, 2, 3, 5)), (2, (3,)), (3, (2,))])
 def test_a_stage_goes_on_to_the_same_bits(
-    stage: int, steps: tuple[int, ...], data: Path, tiny_folder: Path, tmp_path: Path
+    stage: int,
+    steps: tuple[int, ...],
+    data: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(engine, "read_state", lambda folder: read.append(folder) or checkpoints.read_state(folder))
     whole = settings(tmp_path / "whole", data, tiny_folder, stage)
     pipeline.run(whole)
     folder = whole.stage_dir(stage)
@@ -93,6 +100,7 @@ def test_a_stage_goes_on_to_the_same_bits(
             same(resumed.stage_dir(stage) / f"checkpoint-{later}", folder / f"checkpoint-{later}")
         for name in ("model.safetensors", "metrics.json"):
             assert (resumed.stage_result(stage) / name).read_bytes() == (whole.stage_result(stage) / name).read_bytes()
+    assert len(read) == len(steps)  # a checkpoint's moments are large: once each
     names = {path.name for path in (folder / f"checkpoint-{STEPS}").iterdir()}
     assert {*STATE, MANIFEST, "stage.json"} <= names
     assert not [name for name in names if Path(name).suffix in (".pt", ".pth", ".bin", ".pkl")]

@@ -1,0 +1,1 @@
+"""What runs a model: one interface, by PyTorch or by ONNX graphs."""
