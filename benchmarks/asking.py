@@ -22,7 +22,6 @@ from embervlm.data.robot_loader import read_robot_tasks
 from embervlm.fleet import Fleet
 from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, preset_config
 from embervlm.runtime.torch_model import TorchRuntime
-from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import Calibration, RobotSelector
 
 WARM_UP = 3
