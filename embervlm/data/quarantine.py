@@ -21,11 +21,11 @@ QUARANTINE_FILE = "quarantine.jsonl"
 REPLACEMENTS = 16
 #: While a stage runs, fewer draws than this count as so many, so that an early failure is not taken for a large share.
 FEWEST_RUNNING = 200
-#: While a stage runs, so many standard deviations above the allowed share still count as chance: a set that has just
-#: that share would otherwise stop at an unlucky stretch. When it ends, the share is held to exactly.
-DEVIATIONS_RUNNING = 3.0
-#: Fewer draws count as so many when a stage ends, so that a single failure in a small set does not fail it.
+#: The same when a stage ends, so that a single failure in a small set does not fail it.
 FEWEST_AT_END = 20
+#: So many standard deviations above the allowed share count as chance: of a set that has just that share, as many are
+#: drawn more as fewer.
+DEVIATIONS = 3.0
 
 _NAMED = 3
 
@@ -87,12 +87,7 @@ class Quarantine:
             return
         self.failed += len(failures)
         self._name(failures)
-        draws = max(self.drawn, FEWEST_RUNNING)
-        self._refuse_above(
-            self.allowed * draws + DEVIATIONS_RUNNING * math.sqrt(self.allowed * (1 - self.allowed) * draws),
-            self.drawn,
-            self.failed,
-        )
+        self.check(self.drawn, self.failed, FEWEST_RUNNING)
         if in_vain:
             raise DataError(
                 f"{in_vain[0].sample}: {in_vain[0].reason}; nor could those before it be read, of up to "
@@ -100,16 +95,14 @@ class Quarantine:
                 "Cure: repair or remove them, then --resume auto"
             )
 
-    def check(self, drawn: int, failed: int) -> None:
-        """Hold the count of a whole stage against the allowed share.
+    def check(self, drawn: int, failed: int, fewest: int = FEWEST_AT_END) -> None:
+        """Hold a count against the allowed share and what chance may add; fewer draws than ``fewest`` count as so many.
 
         Raises:
             DataError: names count, share, the first reasons, the file and the cure.
         """
-        self._refuse_above(self.allowed * max(drawn, FEWEST_AT_END), drawn, failed)
-
-    def _refuse_above(self, limit: float, drawn: int, failed: int) -> None:
-        if failed <= limit:
+        draws = max(drawn, fewest)
+        if failed <= self.allowed * draws + DEVIATIONS * math.sqrt(self.allowed * (1 - self.allowed) * draws):
             return
         named = [entry for entry in read_quarantine(self.path) if entry["split"] == "train"]
         first = "; ".join(f"{entry['sample']}: {entry['reason']}" for entry in named[:_NAMED])

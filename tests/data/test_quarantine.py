@@ -165,7 +165,9 @@ def test_a_run_stops_above_the_allowed_share(
     )
 
 
-@pytest.mark.parametrize(("drawn", "failed", "stops"), [(3, 1, False), (19, 2, True), (100, 5, False), (100, 6, True)])
+@pytest.mark.parametrize(
+    ("drawn", "failed", "stops"), [(3, 1, False), (19, 3, False), (19, 4, True), (100, 11, False), (100, 12, True)]
+)
 def test_a_small_set_is_judged_when_its_stage_ends(drawn: int, failed: int, stops: bool, tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path / "quarantine.jsonl", 0.05)
     if stops:
