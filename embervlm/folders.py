@@ -32,7 +32,7 @@ MAX_JSON_BYTES = 32 * 1024**2
 #: What the names of folders end with that are not finished, and of those that one is about to replace.
 UNFINISHED = (".partial", ".replaced")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ("*.safetensors", "*.json", "*.yaml", "*.md", "*.jinja", "*.txt", "*.onnx", "*.bin")
+_HUB_FILES = ("*.safetensors", "*.json", "*.yaml", "*.md", "*.jinja", "*.txt", "*.onnx", "tokens.bin")
 
 
 class WeightsError(ValueError):

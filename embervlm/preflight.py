@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from embervlm.fleet import Fleet, FleetError
 from embervlm.prompts import IGNORED, PROMPT_VERSION, robot_description
-from embervlm.tokens import CONTROL_IDS, TokenizerError, check_tokenizer, encode_text
+from embervlm.tokens import CONTROL_IDS, IMAGE, TokenizerError, check_tokenizer, encode_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -119,11 +119,17 @@ def align_embeddings(model: Any, tokenizer: Any, source_tokenizer: Any = None) -
 
 
 def check_image_tokens(model: Any, processor: Any) -> None:
-    """Refuse a processor that expands a picture to another number of places than the model fills.
+    """Refuse a processor that expands a picture to other places than the model fills.
 
     Raises:
         PreflightError: names both numbers and both image sizes.
     """
+    token = model.config.image_token_id
+    if token != CONTROL_IDS[IMAGE]:
+        raise PreflightError(
+            f"the model fills in pictures at token {token!r:.20}, the tokenizer's {IMAGE} is {CONTROL_IDS[IMAGE]}. "
+            f"Cure: image_token_id {CONTROL_IDS[IMAGE]} in the model's config.json"
+        )
     expected = model.config.vision_config.image_tokens
     if processor.image_tokens != expected:
         raise PreflightError(

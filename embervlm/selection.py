@@ -91,23 +91,23 @@ class Calibration:
     Attributes:
         temperature: what the leader logits are divided by (Guo et al., arXiv 1706.04599).
         member_threshold: the probability from which on a robot goes along.
-        clause_share: how much of a robot's logit of going along is that of the clause that most wants it, from 0 to 1;
-            the rest is the whole task's.
         samples: validation tasks that they were fitted on; 0 where nothing was fitted.
         fleet: :func:`fleet_mark` of the fleet that they were fitted for; empty where nothing was fitted.
         set_thresholds: the threshold of a prediction set's score (:func:`set_scores`) for a coverage of 50%, 51% ...
             99%, never falling; empty where the validation tasks were too few.
         with_picture: what holds instead for tasks with a picture, where these were enough to be fitted apart: what is
             seen and what is only told are known with other certainty.
+        clause_share: how much of a robot's logit of going along is that of the clause that most wants it, from 0 to 1;
+            the rest is the whole task's.
     """
 
     temperature: float = 1.0
     member_threshold: float = 0.5
-    clause_share: float = 0.0
     samples: int = 0
     fleet: str = ""
     set_thresholds: tuple[float, ...] = ()
     with_picture: Calibration | None = None
+    clause_share: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in ``calibration.json``."""
@@ -158,11 +158,11 @@ class Calibration:
         made = cls(
             float(values["temperature"]),
             float(values["member_threshold"]),
-            float(values.get("clause_share", 0.0)),
             int(values["samples"]),
             str(values.get("fleet", "")),
             tuple(float(threshold) for threshold in values.get("set_thresholds", ())),
             None if of_pictures is None else cls._from_dict(of_pictures, path),
+            float(values.get("clause_share", 0.0)),
         )
         shares = (made.member_threshold, made.clause_share)
         if not (0 < made.temperature < float("inf") and all(0 <= share <= 1 for share in shares)):

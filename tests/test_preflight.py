@@ -289,6 +289,9 @@ def test_image_tokens(make_tiny: Callable[..., Any], tokenizer: Any) -> None:
     assert processor.image_tokens == 4
     with pytest.raises(PreflightError, match="to 60 pixels, the model expects 64"):
         check_image_tokens(model, processor)
+    model.config.image_token_id = 7
+    with pytest.raises(PreflightError, match=r"at token 7, the tokenizer's <\|image\|> is 50261"):
+        check_image_tokens(model, processor)
 
 
 def test_a_picture_leaves_room_for_a_task(make_tiny: Callable[..., Any], tokenizer: Any) -> None:

@@ -228,7 +228,7 @@ def test_a_model_learns_what_it_studies(
     make_tiny: Callable[..., Any], tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two passes suffice for tens of thousands of texts, not for forty.
-    monkeypatch.setattr(studying, "PASSES", 60)
+    monkeypatch.setattr(studying, "PASSES", 120)
     monkeypatch.setattr(studying, "BATCH", 20)
     model = make_tiny()
     # A teacher that is sure of everybody, and whose vectors are as many directions as there are jobs.

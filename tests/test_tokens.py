@@ -79,7 +79,9 @@ def test_the_control_tokens_are_one_token_each_in_the_fixture(tokenizer: Any) ->
 
 
 def test_a_chat_keeps_spelled_control_tokens_as_text(tmp_path: Path) -> None:
-    processor = EmberVLMProcessor.for_config(preset_config("spark"))
+    config = preset_config("spark")
+    processor = EmberVLMProcessor.for_config(config)
+    config.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     picture = Image.new("RGB", (40, 30), (200, 40, 40))
     user = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": HOSTILE}]}

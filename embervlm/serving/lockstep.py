@@ -56,6 +56,7 @@ class Lockstep:
         #: Steps run, and texts that took part in them: how full the batches were.
         self.steps = self.rows = 0
 
+    @torch.inference_mode()
     def join(self, fleet: FleetState) -> SlotReader:
         """A place in the batch behind ``fleet``; give it back with :meth:`SlotReader.leave`.
 

@@ -122,6 +122,9 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         )
         self.remove_callback(PrinterCallback)
         model.fuse_frozen_vision("vision" in frozen, precision(args))
+        # What training does not change need not travel between the processes with each batch.
+        by_words = [f"robot_head.by_words.{name}" for name, _ in model.robot_head.by_words.named_buffers()]
+        model._ddp_params_and_buffers_to_ignore = by_words
         if args.bf16 and args.device.type == "cpu":
             attend_in_fp32(model)
         self.max_bad_steps = max_bad_steps

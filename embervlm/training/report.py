@@ -414,10 +414,12 @@ def _read_json(file: Path) -> dict[str, Any] | None:
 
 
 def _flags(settings: RunSettings) -> dict[str, str | None]:
-    """The settings as the command line has them."""
+    """The settings as the command line has them; of a path its last name alone, as results are handed on."""
     values: dict[str, str | None] = {}
     for each in fields(settings):
         value = getattr(settings, each.name)
+        if isinstance(value, Path) or (isinstance(value, str) and Path(value).is_absolute()):
+            value = Path(value).name
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
         values[{"stages": "stage"}.get(each.name, each.name)] = None if shown is None else str(shown)
     return values

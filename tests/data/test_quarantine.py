@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,7 +93,7 @@ def test_nothing_is_made_up_where_no_sample_can_be_read(tmp_path: Path, tiny_sel
     example = ConversationDataset(chats(files), tiny_selector.processor, augment=True, seed=0)[1]
     assert [each.replaced for each in example.failures] == [True, True, False]
     batch = Collator(tiny_selector.tokenizer, Fleet.default())([example, Example(example.encoded, None)])
-    assert set(batch) == {"input_ids", "labels", FAILURES} and len(batch["input_ids"]) == 2
+    assert set(batch) == {"input_ids", "labels", "supervised_places", FAILURES} and len(batch["input_ids"]) == 2
     quarantine = Quarantine(tmp_path / "quarantine.jsonl", 1.0)
     with pytest.raises(DataError) as error:
         quarantine.count(2, batch[FAILURES])
@@ -236,7 +237,7 @@ def test_the_command_ends_with_one_line_where_too_many_are_damaged(tmp_path: Pat
     assert {Path(entry["picture"]) for entry in named} <= set(files[::3])
     last = done.stderr.splitlines()[-1]
     first = "; ".join(f"{entry['sample']}: {entry['reason']}" for entry in named[:3])
-    assert last.startswith("embervlm train: stage 1: 1") and "Traceback" not in done.stderr
+    assert re.match(r"embervlm train: stage 1: \d+ of \d+ samples drawn ", last) and "Traceback" not in done.stderr
     assert last.endswith(
         f" could not be read; expected at most 5.0%. First: {first}. All are named in "
         f"{output / 'stage1' / 'quarantine.jsonl'}. "
