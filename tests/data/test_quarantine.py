@@ -236,7 +236,7 @@ def test_the_command_ends_with_one_line_where_too_many_are_damaged(tmp_path: Pat
     assert {Path(entry["picture"]) for entry in named} <= set(files[::3])
     last = done.stderr.splitlines()[-1]
     first = "; ".join(f"{entry['sample']}: {entry['reason']}" for entry in named[:3])
-    assert last.startswith("embervlm train: stage 1: 1") and "Traceback" not in done.stderr
+    assert last.startswith("embervlm train: stage 1: 2") and "Traceback" not in done.stderr
     assert last.endswith(
         f" could not be read; expected at most 5.0%. First: {first}. All are named in "
         f"{output / 'stage1' / 'quarantine.jsonl'}. "
