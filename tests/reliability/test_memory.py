@@ -18,7 +18,7 @@ from PIL import Image
 from embervlm.data.images import ImageError
 from embervlm.fleet import Fleet, FleetError, Robot
 from embervlm.preflight import PreflightError
-from embervlm.selection import RobotSelector, SelectionError
+from embervlm.selection import MAX_KEPT_FLEETS, RobotSelector, SelectionError
 
 SELECTIONS = 2_000
 GROWTH_BYTES = 1_000_000
@@ -37,7 +37,7 @@ def _word(rng: random.Random) -> str:
 def _task(rng: random.Random) -> str:
     if rng.random() < 0.1:
         return rng.choice(_ODD_TASKS)
-    return " ".join(_word(rng) for _ in range(rng.randint(1, 30)))
+    return " ".join(_word(rng) for _ in range(rng.randint(1, 16)))
 
 
 def _picture(rng: random.Random) -> bytes | None:
@@ -53,7 +53,7 @@ def _picture(rng: random.Random) -> bytes | None:
 def _fleet(rng: random.Random) -> Fleet | None:
     if rng.random() < 0.7:
         return None
-    phrases = [tuple(_word(rng) for _ in range(rng.choice((1, 3, 40)))) for _ in range(rng.randint(1, 5))]
+    phrases = [tuple(_word(rng) for _ in range(rng.choice((1, 3, 12)))) for _ in range(rng.randint(1, 5))]
     return Fleet(Robot(f"{_word(rng)} {number}", each, each[:1]) for number, each in enumerate(phrases))
 
 
@@ -73,8 +73,10 @@ def select_something(selector: RobotSelector, rng: random.Random) -> bool:
     return False
 
 
-def own_memory() -> int:
-    """Bytes that this process alone has, without what is free."""
+def own_memory(selector: RobotSelector) -> int:
+    """Bytes that this process alone has, without what is free, when the fleets that are kept are always the same."""
+    for number in range(MAX_KEPT_FLEETS):
+        selector.select("Go.", reason=False, fleet=Fleet([Robot(f"Robot {number}", ("goes",))]))
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return int(psutil.Process().memory_full_info().uss)
@@ -87,7 +89,7 @@ def test_selections_leave_nothing_behind(tiny_folder: Path) -> None:
     for number in range(1, SELECTIONS + 1):
         answered += select_something(selector, rng)
         if number % (SELECTIONS // 4) == 0:
-            taken.append(own_memory())
+            taken.append(own_memory(selector))
     growth = taken[-1] - taken[1]
     quarters = ", ".join(f"{(after - before) / 1e6:+.2f}" for before, after in itertools.pairwise(taken))
     print(f"{answered} of {SELECTIONS} answered; MB more in each quarter: {quarters}; second half: {growth / 1e6:+.2f}")
