@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from measured import MIB, BenchmarkError, finish, line, machine, out_flags, say, table, worker
+from measured import MIB, finish, line, machine, preset_flags, run_benchmark, say, table, worker
 from workload import write_pictures
 
 BATCHES, TOKENS, ROBOTS = (1, 2, 4, 8, 16, 32), (64, 128, 256, 512, 960), (5, 10, 20, 50, 100, 200)
@@ -33,15 +33,8 @@ SWEEPS = {
 def main(arguments: list[str] | None = None) -> int:
     """Measure; 0 when it has, whatever the figures, 1 when it could not."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    out_flags(parser)
-    parser.add_argument("--preset", choices=("ember", "spark"), default="ember")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args(arguments)
-    try:
-        return _measure(options)
-    except (BenchmarkError, OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    preset_flags(parser)
+    return run_benchmark(parser, _measure, arguments)
 
 
 def _measure(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from measured import MIB, descendants, proportional
+from measured import MIB, Again, descendants, proportional
 
 #: Batches that are not timed: workers start, memory is allocated.
 WARM_UP = 3
@@ -161,7 +161,7 @@ def model(settings: dict[str, Any]) -> dict[str, Any]:
     trainer = _trainer(settings | {"steps": 10**6})
     batches = list(islice(iter(trainer.get_train_dataloader()), PREPARED))
     # A copy each time, since a step may take entries out of its batch.
-    prepared = torch.utils.data.DataLoader(_Again(batches), batch_size=None, collate_fn=dict)
+    prepared = torch.utils.data.DataLoader(Again(batches), batch_size=None, collate_fn=dict)
     return _train(trainer, prepared, settings)
 
 
@@ -169,19 +169,6 @@ def together(settings: dict[str, Any]) -> dict[str, Any]:
     """The same with the loader's workers beside it, as in training."""
     trainer = _trainer(settings | {"steps": 10**6})
     return _train(trainer, trainer.get_train_dataloader(), settings)
-
-
-class _Again:
-    """A few batches, over and over."""
-
-    def __init__(self, batches: list[Any]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return 10**6
-
-    def __getitem__(self, place: int) -> Any:
-        return self.batches[place % len(self.batches)]
 
 
 class _Timed:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured import MIB, BenchmarkError, finish, machine, out_flags, say, table, worker
+from measured import MIB, finish, format_name, machine, preset_flags, run_benchmark, say, table, worker
 from workload import write_pictures
 
 TOKENS = 100
@@ -20,15 +20,8 @@ TOKENS = 100
 def main(arguments: list[str] | None = None) -> int:
     """Measure; 0 when it has, whatever the figures, 1 when it could not."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    out_flags(parser)
-    parser.add_argument("--preset", choices=("ember", "spark"), default="ember")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args(arguments)
-    try:
-        return _measure(options)
-    except (BenchmarkError, OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    preset_flags(parser)
+    return run_benchmark(parser, _measure, arguments)
 
 
 def _measure(options: argparse.Namespace) -> int:
@@ -57,7 +50,7 @@ def _measure(options: argparse.Namespace) -> int:
         row["times_as_fast"] = plain / median
         listed.add_row(
             row["way"],
-            "fp32" if row["precision"] == "no" else row["precision"],
+            format_name(row["precision"]),
             f"{median:,.0f}",
             f"{median / (10 if options.quick else TOKENS):.1f}",
             f"{row['times_as_fast']:.1f}",

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,19 @@ class Watched:
     seconds: float
     anonymous: int
     resident: int
+
+
+class Again:
+    """A data set of a few batches, over and over."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return 10**6
+
+    def __getitem__(self, place: int) -> Any:
+        return self.batches[place % len(self.batches)]
 
 
 def watch(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Watched:
@@ -252,6 +265,29 @@ def out_flags(parser: argparse.ArgumentParser) -> None:
     """Give a benchmark's parser the flags that all of them have."""
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the JSON goes")
     parser.add_argument("--quick", action="store_true", help="a few repeats of each: whether it runs, not how fast")
+
+
+def preset_flags(parser: argparse.ArgumentParser) -> None:
+    """Give a benchmark's parser the flags of those that measure a preset in this process's threads."""
+    parser.add_argument("--preset", choices=("ember", "spark"), default="ember")
+    parser.add_argument("--threads", type=int, default=2)
+
+
+def run_benchmark(
+    parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], int], arguments: Sequence[str] | None
+) -> int:
+    """Measure by a command's arguments: 0 when it has, whatever the figures, 1 with a line when it could not."""
+    out_flags(parser)
+    try:
+        return measure(parser.parse_args(arguments))
+    except (BenchmarkError, OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def format_name(precision: str) -> str:
+    """What tables call a precision of the training command."""
+    return "fp32" if precision == "no" else precision
 
 
 def machine() -> dict[str, Any]:

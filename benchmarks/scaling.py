@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured import MIB, BenchmarkError, finish, machine, out_flags, say, table, worker
+from measured import MIB, finish, machine, run_benchmark, say, table, worker
 from workload import write_pictures
 
 BATCH = 16
@@ -32,15 +32,9 @@ OVERLAPPED = 2 / 3
 def main(arguments: list[str] | None = None) -> int:
     """Measure; 0 when it has, whatever the figures, 1 when it could not."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    out_flags(parser)
     parser.add_argument("--preset", choices=("ember", "spark"), default="ember")
     parser.add_argument("--stages", type=int, nargs="+", choices=(1, 2, 3), default=[1, 2])
-    options = parser.parse_args(arguments)
-    try:
-        return _measure(options)
-    except (BenchmarkError, OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    return run_benchmark(parser, _measure, arguments)
 
 
 def _measure(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured import MIB, BenchmarkError, finish, machine, out_flags, say, table, verdict, worker
+from measured import MIB, finish, format_name, machine, preset_flags, run_benchmark, say, table, verdict, worker
 from workload import write_pictures
 
 #: What the package is held against.
@@ -23,17 +23,10 @@ SMALL_FLEET, LARGE_FLEET = 5, 200
 def main(arguments: list[str] | None = None) -> int:
     """Measure; 0 when it has, whatever the figures, 1 when it could not."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    out_flags(parser)
-    parser.add_argument("--preset", choices=("ember", "spark"), default="ember")
+    preset_flags(parser)
     parser.add_argument("--model", action="append", default=[], metavar="DIR", help="also this model folder")
     parser.add_argument("--repeats", type=int, default=200, help="questions of each way")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args(arguments)
-    try:
-        return _measure(options)
-    except (BenchmarkError, OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    return run_benchmark(parser, _measure, arguments)
 
 
 def _measure(options: argparse.Namespace) -> int:
@@ -80,7 +73,7 @@ def _measure(options: argparse.Namespace) -> int:
         counted = "operations" in row
         listed.add_row(
             row["way"],
-            row.get("model") or ("fp32" if row["precision"] == "no" else row["precision"]),
+            row.get("model") or (format_name(row["precision"])),
             str(row.get("robots", SMALL_FLEET)),
             f"{median(row):.1f}",
             f"{row['milliseconds']['p99']:.1f}",

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured import HERE, MIB, BenchmarkError, Watched, finish, machine, out_flags, say, table, watch
+from measured import HERE, MIB, Watched, finish, machine, run_benchmark, say, table, watch
 from workload import write_pictures
 
 TASK = "Look along the pipe under the bridge for cracks and leaks."
@@ -32,14 +32,8 @@ PARTS = {
 def main(arguments: list[str] | None = None) -> int:
     """Measure; 0 when it has, whatever the figures, 1 when it could not."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    out_flags(parser)
     parser.add_argument("--model", default="spark", metavar="DIR", help="the model that is asked (default: in the box)")
-    options = parser.parse_args(arguments)
-    try:
-        return _measure(options)
-    except (BenchmarkError, OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    return run_benchmark(parser, _measure, arguments)
 
 
 def _measure(options: argparse.Namespace) -> int:

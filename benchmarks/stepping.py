@@ -19,7 +19,7 @@ from typing import Any
 import naive
 import torch
 import workload
-from measured import peak_flops
+from measured import Again, peak_flops
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -127,7 +127,7 @@ def _train(model: Any, processor: Any, fleet: Fleet, given: Any, settings: dict[
     collate = Collator(processor.tokenizer, fleet_in_use)
     batches = [collate(examples) for examples in given]
     trainer = STAGES[stage](model, arguments, _Length(10**6), None, processing_class=processor, fleet=fleet_in_use)
-    trainer.get_train_dataloader = lambda: DataLoader(_Again(batches), batch_size=None, collate_fn=dict)
+    trainer.get_train_dataloader = lambda: DataLoader(Again(batches), batch_size=None, collate_fn=dict)
     clock = _Clock(profiled=settings["steps"] + WARM_UP if settings.get("profile") else None)
     trainer.add_callback(clock)
     trainer.train()
@@ -188,19 +188,6 @@ class _Length:
 
     def __len__(self) -> int:
         return self.length
-
-
-class _Again:
-    """A few batches, over and over."""
-
-    def __init__(self, batches: list[Any]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return 10**6
-
-    def __getitem__(self, place: int) -> Any:
-        return self.batches[place % len(self.batches)]
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured import MIB, BenchmarkError, finish, machine, out_flags, say, table, verdict, worker
+from measured import MIB, finish, format_name, machine, preset_flags, run_benchmark, say, table, verdict, worker
 
 #: What the package is held against: times as fast at batch 8, in bf16, as the reference in fp32 and in bf16.
 LEAST_SPEEDUP = {1: (45.0, 28.0), 2: (18.0, 9.0), 3: (30.0, 22.0)}
@@ -24,17 +24,10 @@ COMPARED_BATCH, LARGE_BATCH = 8, 32
 def main(arguments: list[str] | None = None) -> int:
     """Measure; 0 when it has, whatever the figures, 1 when it could not."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    out_flags(parser)
-    parser.add_argument("--preset", choices=("ember", "spark"), default="ember")
+    preset_flags(parser)
     parser.add_argument("--stages", type=int, nargs="+", choices=(1, 2, 3), default=[1, 2, 3])
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[COMPARED_BATCH, LARGE_BATCH])
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args(arguments)
-    try:
-        return _measure(options)
-    except (BenchmarkError, OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    return run_benchmark(parser, _measure, arguments)
 
 
 def _measure(options: argparse.Namespace) -> int:
@@ -78,7 +71,7 @@ def _verdicts(stage: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for precision, least in zip(("no", "bf16"), LEAST_SPEEDUP[stage], strict=True):
             plain = by["naive", precision, COMPARED_BATCH]
             factor = ours["samples_per_second"] / plain["samples_per_second"]
-            made.append(verdict(f"stage {stage}: bf16 over naive {_named(precision)}", factor, ">=", least))
+            made.append(verdict(f"stage {stage}: bf16 over naive {format_name(precision)}", factor, ">=", least))
         plain = by["naive", "bf16", COMPARED_BATCH]
         made.append(
             verdict(f"stage {stage}: memory of naive bf16", ours["peak_mib"] / plain["peak_mib"], "<=", MOST_MEMORY)
@@ -90,10 +83,6 @@ def _verdicts(stage: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             )
         )
     return made
-
-
-def _named(precision: str) -> str:
-    return "fp32" if precision == "no" else precision
 
 
 def _tables(found: dict[str, Any]) -> list[Any]:
@@ -115,7 +104,7 @@ def _tables(found: dict[str, Any]) -> list[Any]:
         speed.add_row(
             str(row["stage"]),
             row["way"],
-            _named(row["precision"]),
+            format_name(row["precision"]),
             str(row["batch_size"]),
             f"{row['samples_per_second']:.2f}",
             f"{1000 * row['batch_size'] / row['samples_per_second']:,.0f}",

@@ -90,6 +90,26 @@ def check_model_folder(folder: str | os.PathLike[str]) -> None:
     verify_folder(folder)
 
 
+def check_export(folder: Path, source: Path, *, replaceable: bool, kind: str, done: str) -> None:
+    """Refuse to write a model of a kind over something else, or of what is none of our models.
+
+    Args:
+        folder: where to.
+        source: the model's folder.
+        replaceable: whether what ``folder`` holds may be replaced if it is complete.
+        kind: what is written, such as ``ONNX``.
+        done: what that is called, such as ``written as ONNX``.
+
+    Raises:
+        WeightsError: as said, or ``source`` is no model folder.
+    """
+    if folder.exists() and not (replaceable and is_complete(folder)):
+        raise WeightsError(f"{folder}: is there already and no {kind} model; expected the name of a new folder")
+    found = read_config(source).get("model_type")
+    if found != "embervlm":
+        raise WeightsError(f"{source}: a model of type {found!r}; only embervlm can be {done}")
+
+
 def load_fleet(folder: str | os.PathLike[str]) -> Fleet:
     """The fleet that a model was trained with; the default one where the folder names none."""
     path = Path(folder) / FLEET_FILE

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -368,17 +369,20 @@ class RobotSelector:
         leading = self.leading(leader_logits, [image is not None])[0].tolist()
         order = sorted(range(len(fleet)), key=lambda index: -leading[index])
         parts = clauses(task)
-        by_clause = whole
-        if len(parts) > 1:
-            by_clause = self._logits(parts, [features] * len(parts), state)[1]
-        member_logits = self._with_clauses(whole[0], by_clause, image is not None)
+
+        @cache
+        def by_clause() -> Floats:  # (clauses, robots)
+            return self._logits(parts, [features] * len(parts), state)[1] if len(parts) > 1 else whole
+
+        share = self.calibration.of(image is not None).clause_share
+        member_logits = with_clauses(whole[0], by_clause(), share) if share else whole[0]
         names = [fleet.names[i] for i in self._selected(leading, member_logits, image is not None)]
         clock.lap("selection")
         writer.read(encode_text(self.tokenizer, selection_text(names)))
         after = self._write_grounds(writer, fleet[names[0]], names) if reason else []
         writer.begin("plan")
         if 1 < len(names) <= len(parts):
-            plan = plan_by_clauses(parts, by_clause[:, [fleet.index(name) for name in names]], names)
+            plan = plan_by_clauses(parts, by_clause()[:, [fleet.index(name) for name in names]], names)
         else:
             plan = self._write_plan(writer, task, names)
         clock.lap("plan")
@@ -438,9 +442,10 @@ class RobotSelector:
             batch_size: tasks run together.
             progress: called with the number of tasks done, after each batch.
         """
-        leaders, members, by_clause = self.score_clauses(tasks, images, fleet, batch_size, progress)
-        rows = zip(members, by_clause, [image is not None for image in images], strict=True)
-        return leaders, np.stack([self._with_clauses(*row) for row in rows])
+        pictured = [image is not None for image in images]
+        ask_clauses = any(self.calibration.of(each).clause_share for each in set(pictured))
+        scored = self.score_clauses(tasks, images, fleet, batch_size, progress, ask_clauses=ask_clauses)
+        return scored[0], self.going(*scored[1:], pictured)
 
     def score_clauses(
         self,
@@ -449,8 +454,13 @@ class RobotSelector:
         fleet: Fleet | None = None,
         batch_size: int = 32,
         progress: Callable[[int], None] | None = None,
+        ask_clauses: bool = True,
     ) -> tuple[Floats, Floats, list[Floats]]:
         """As :meth:`score`, with what the head says of the tasks as wholes and of their clauses apart.
+
+        Args:
+            tasks, images, fleet, batch_size, progress: as there.
+            ask_clauses: without it each task counts as one clause, which is quicker.
 
         Returns:
             leader logits and member logits of the tasks, each (tasks, robots), and for each task the member logits of
@@ -467,20 +477,19 @@ class RobotSelector:
             pictures = iter(self._see([each for each in pixels if each is not None]))
             texts: list[str] = []
             features: list[Any | None] = []
-            counts = []
+            ends = []
             for i, seen in zip(rows, pixels, strict=True):
-                parts = clauses(tasks[i])
-                counts.append(len(parts))
+                parts = clauses(tasks[i]) if ask_clauses else []
                 own = [tasks[i], *parts] if len(parts) > 1 else [tasks[i]]
                 texts += own
                 features += [None if seen is None else next(pictures)] * len(own)
+                ends.append(len(texts))
             leader, member = self._logits(texts, features, state)
-            place = 0
-            for count in counts:
+            for place, end in itertools.pairwise([0, *ends]):
                 leaders.append(leader[place])
                 members.append(member[place])
-                by_clause.append(member[place + 1 : place + 1 + count] if count > 1 else member[place : place + 1])
-                place += 1 + count if count > 1 else 1
+                # A task of one clause is that clause.
+                by_clause.append(member[min(place + 1, end - 1) : end])
             if progress is not None:
                 progress(rows.stop)
         return np.stack(leaders), np.stack(members), by_clause
@@ -509,10 +518,15 @@ class RobotSelector:
         back = np.argsort(order)
         return np.concatenate(leaders)[back], np.concatenate(members)[back]
 
-    def _with_clauses(self, member_logits: Floats, by_clause: Floats, pictured: bool) -> Floats:
-        """A task's member logits, (robots,), with the share of its clauses', (clauses, robots), that is calibrated."""
-        share = self.calibration.of(pictured).clause_share
-        return with_clauses(member_logits, by_clause, share)
+    def going(self, members: Floats, by_clause: Sequence[Floats], pictured: Sequence[bool]) -> Floats:
+        """The member logits of tasks with the calibrated shares of their clauses', (tasks, robots).
+
+        Args:
+            members, by_clause: of :meth:`score_clauses`.
+            pictured: whether each task had a picture.
+        """
+        shares = [self.calibration.of(each).clause_share for each in pictured]
+        return np.stack([with_clauses(*row) for row in zip(members, by_clause, shares, strict=True)])
 
     def leading(self, leader_logits: ArrayLike, pictured: Sequence[bool]) -> NDArray[np.float64]:
         """The calibrated probability that each robot leads, (tasks, robots), of logits from :meth:`score`.
@@ -648,14 +662,14 @@ class RobotSelector:
 
 
 def with_clauses(member_logits: Floats, by_clause: Floats, share: float) -> Floats:
-    """Member logits of which a share is that of the clause which most wants the robot, (robots,).
+    """Member logits of which a share is that of the clause which most wants the robot, (..., robots).
 
     Args:
-        member_logits: of the whole task, (robots,).
-        by_clause: of its clauses, (clauses, robots).
+        member_logits: of the whole task, (..., robots).
+        by_clause: of its clauses, (..., clauses, robots).
         share: from 0 to 1.
     """
-    logits: Floats = (1 - share) * member_logits + share * by_clause.max(0)
+    logits: Floats = (1 - share) * member_logits + share * by_clause.max(-2)
     return logits
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -391,8 +391,8 @@ def _relit(picture: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
     return varied
 
 
-def encode_fleet_text(fleet: Fleet, tokenizer: Any) -> dict[str, Tensor]:
-    """A fleet's descriptions as the model's ``fleet_input_ids``, ``fleet_lengths`` and ``fleet_places``."""
+def encode_fleet_text(fleet: Iterable[Robot], tokenizer: Any) -> dict[str, Tensor]:
+    """Robots' descriptions as the model's ``fleet_input_ids``, ``fleet_lengths`` and ``fleet_places``."""
     return _fleet_rows([encode_text(tokenizer, robot_description(robot)) for robot in fleet])
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from embervlm.data.sample import RobotSample
 from embervlm.evaluation import sentence_encoder
 from embervlm.evaluation.folds import folds
-from embervlm.evaluation.metrics import exact_set, leader_accuracy
+from embervlm.evaluation.metrics import exact_set, leader_accuracy, leader_shares
 from embervlm.evaluation.predictions import Predictions
 from embervlm.evaluation.sentence_encoder import mean_states, minilm_folder
 from embervlm.fleet import Fleet
@@ -74,7 +74,7 @@ _COMMON_WORDS = frozenset(
 
 def majority(train: Sequence[RobotSample], tasks: Sequence[str], fleet: Fleet) -> Predictions:
     """The robot that leads most training tasks, alone, whatever is asked."""
-    leading = _leaders(train, fleet).mean(0)
+    leading = leader_shares(train, fleet).mean(0)
     best = fleet.names[int(leading.argmax())]
     return Predictions(fleet.names, np.tile(leading, (len(tasks), 1)), [[best] for _ in tasks])
 
@@ -223,7 +223,7 @@ def _fit(known: Any, train: Sequence[RobotSample], asked: Any, c: float, fleet: 
     """The probabilities of leading and of going along, each (tasks, robots)."""
     from sklearn.linear_model import LogisticRegression
 
-    shares = _leaders(train, fleet)
+    shares = leader_shares(train, fleet)
     rows, classes = shares.nonzero()
     leading = np.zeros((asked.shape[0], len(fleet)))
     if len(set(classes)) == 1:
@@ -241,11 +241,6 @@ def _fit(known: Any, train: Sequence[RobotSample], asked: Any, c: float, fleet: 
             binary = LogisticRegression(C=c, solver="liblinear", max_iter=1000).fit(known, goes)
             members[:, place] = binary.predict_proba(asked)[:, 1]
     return leading, members
-
-
-def _leaders(samples: Sequence[RobotSample], fleet: Fleet) -> Numbers:
-    """(tasks, robots): each leader's share, rows summing to 1."""
-    return np.array([[(name in s.leaders) / len(s.leaders) for name in fleet.names] for s in samples])
 
 
 def _selected(leading: Numbers, members: Numbers, threshold: float, fleet: Fleet) -> list[list[str]]:

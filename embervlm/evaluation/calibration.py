@@ -17,8 +17,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embervlm.data.sample import RobotSample
-from embervlm.evaluation.metrics import exact_set, leader_accuracy
-from embervlm.selection import COVERAGE_PERCENTS, MIN_COVERAGE_TASKS, Calibration, RobotSelector, fleet_mark, set_scores
+from embervlm.evaluation.metrics import exact_set, leader_accuracy, leader_shares
+from embervlm.runtime.base import Floats
+from embervlm.selection import (
+    COVERAGE_PERCENTS,
+    MIN_COVERAGE_TASKS,
+    Calibration,
+    RobotSelector,
+    fleet_mark,
+    set_scores,
+    with_clauses,
+)
 
 #: Shares of a task's clauses in its member logits among which the calibration chooses.
 CLAUSE_SHARES = (0.0, 0.2, 0.35, 0.5, 0.65, 0.8)
@@ -32,9 +41,8 @@ def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[
     Returns:
         the calibration, and the accuracies on ``samples``.
     """
-    logits = selector.score_clauses([s.task for s in samples], [s.image for s in samples])
-    leaders, members = map(torch.from_numpy, logits[:2])
-    wanting = torch.from_numpy(np.stack([each.max(0) for each in logits[2]]))  # (tasks, robots)
+    leaders, members, by_clause = selector.score_clauses([s.task for s in samples], [s.image for s in samples])
+    wanting = np.stack([each.max(0) for each in by_clause])  # (tasks, robots)
     pictured = [s.image is not None for s in samples]
     kinds = [[place for place, each in enumerate(pictured) if each is kind] for kind in (False, True)]
 
@@ -47,8 +55,7 @@ def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[
         selector.calibration = replace(told, with_picture=seen)
     else:
         selector.calibration = fit(range(len(samples)))
-    shares = torch.tensor([[selector.calibration.of(each).clause_share] for each in pictured])
-    selected = selector.selected_names(leaders, (1 - shares) * members + shares * wanting, pictured)
+    selected = selector.selected_names(leaders, selector.going(members, by_clause, pictured), pictured)
     measured: dict[str, Any] = {
         "tasks": len(samples),
         "leader_accuracy": leader_accuracy([robots[0] for robots in selected], [s.leaders for s in samples]),
@@ -58,13 +65,13 @@ def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[
 
 
 def _fit(
-    selector: RobotSelector, samples: Sequence[RobotSample], leaders: Tensor, members: Tensor, wanting: Tensor
+    selector: RobotSelector, samples: Sequence[RobotSample], leaders: Floats, members: Floats, wanting: Floats
 ) -> Calibration:
     """Args: logits of the tasks as wholes, and the member logits of the clause that most wants each robot."""
     names = selector.fleet.names
-    labels = torch.tensor([[(n in s.leaders) / len(s.leaders) for n in names] for s in samples])
-    temperature = fit_temperature(leaders, labels)
-    leading = torch.softmax(leaders.double() / temperature, -1).tolist()
+    labels = torch.from_numpy(leader_shares(samples, selector.fleet))
+    temperature = fit_temperature(torch.from_numpy(leaders), labels)
+    leading = torch.softmax(torch.from_numpy(leaders).double() / temperature, -1).tolist()
     right = [[place for place, name in enumerate(names) if name in s.leaders] for s in samples]
     fitted = Calibration(
         temperature, samples=len(samples), fleet=fleet_mark(selector.fleet), set_thresholds=fit_sets(leading, right)
@@ -75,7 +82,7 @@ def _fit(
     best, rule = -1.0, (0.0, 0.5)
     for share, threshold in itertools.product(CLAUSE_SHARES, thresholds):
         selector.calibration = replace(fitted, member_threshold=threshold)
-        going = (1 - share) * members + share * wanting
+        going = with_clauses(members, wanting[:, None], share)
         reached = exact_set(selector.selected_names(leaders, going, unpictured), expected)
         if reached > best:
             best, rule = reached, (share, threshold)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from embervlm.data.sample import RobotSample
 from embervlm.evaluation.predictions import Predictions
+from embervlm.fleet import Fleet
 
 Numbers = NDArray[np.float64]
 
@@ -100,6 +101,11 @@ class Measures:
 def right_leaders(picked: Sequence[str], leaders: Sequence[Sequence[str]]) -> list[bool]:
     """Whether each picked robot is among those that may lead."""
     return [name in names for name, names in zip(picked, leaders, strict=True)]
+
+
+def leader_shares(samples: Sequence[RobotSample], fleet: Fleet) -> Numbers:
+    """(tasks, robots): each right leader's share, rows summing to 1."""
+    return np.array([[(name in s.leaders) / len(s.leaders) for name in fleet.names] for s in samples])
 
 
 def leader_accuracy(picked: Sequence[str], leaders: Sequence[Sequence[str]]) -> float:

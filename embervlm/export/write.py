@@ -21,12 +21,10 @@ from embervlm.export.tables import Table, look_up, vocabulary
 from embervlm.fleet import FLEET_FILE, Fleet
 from embervlm.folders import (
     ONNX_FILE,
-    WeightsError,
+    check_export,
     complete_folder,
-    is_complete,
     is_onnx,
     load_fleet,
-    read_config,
     write_manifest,
 )
 from embervlm.model.weights import TAKEN_OVER, load_model, load_processor
@@ -70,11 +68,7 @@ def save_onnx(
             is another than that of the rendered scenes, and there are no questions.
     """
     folder, source = Path(folder), Path(source)
-    if folder.exists() and not (is_onnx(folder) and is_complete(folder)):
-        raise WeightsError(f"{folder}: is there already and no ONNX model; expected the name of a new folder")
-    kind = read_config(source).get("model_type")
-    if kind != "embervlm":
-        raise WeightsError(f"{source}: a model of type {kind!r}; only embervlm can be written as ONNX")
+    check_export(folder, source, replaceable=is_onnx(folder), kind="ONNX", done="written as ONNX")
     runtime = TorchRuntime(load_model(source), load_processor(source))
     exact = RobotSelector(runtime, load_fleet(source), Calibration.from_folder(source))
     if quantize != "none" and questions is None:

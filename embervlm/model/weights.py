@@ -23,6 +23,7 @@ from embervlm.fleet import FLEET_FILE, Fleet
 from embervlm.folders import (
     MANIFEST,
     WeightsError,
+    check_export,
     complete_folder,
     hub_out_of_reach,
     is_complete,
@@ -238,11 +239,7 @@ def save_compact(
             tokenizer of its own.
     """
     folder, source = Path(folder), Path(source)
-    if folder.exists() and not (is_compact(folder) and is_complete(folder)):
-        raise WeightsError(f"{folder}: is there already and no compact model; expected the name of a new folder")
-    kind = read_config(source).get("model_type")
-    if kind != "embervlm":
-        raise WeightsError(f"{source}: a model of type {kind!r}; only embervlm can be made compact")
+    check_export(folder, source, replaceable=is_compact(folder), kind="compact", done="made compact")
     if card is not None and not Path(card).is_file():
         raise WeightsError(f"{card}: no such file; expected the model's card")
     model = load_model(source)

@@ -84,7 +84,7 @@ def study(model: Any, tokenizer: Any, lessons: Lessons, fleet: Fleet, arguments:
         batch = {
             "input_ids": pad_sequence([prompts[row] for row in rows], True, END_OF_TEXT_ID),
             "last": torch.tensor([len(prompts[row]) - 1 for row in rows]),
-            **encode_fleet_text(Fleet(lessons.robots[place] for place in pool), tokenizer),
+            **encode_fleet_text([lessons.robots[place] for place in pool], tokenizer),
             "leading": lessons.leading[rows][:, pool].float().softmax(-1),
             "going": lessons.going[rows][:, pool].float().sigmoid(),
             "tasks": tasks[rows],

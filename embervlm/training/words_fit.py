@@ -23,7 +23,8 @@ from embervlm.data.collate import encode_fleet_text
 from embervlm.data.robot_fleets import other_robots
 from embervlm.data.sample import RobotSample
 from embervlm.evaluation.calibration import fit_temperature
-from embervlm.fleet import Fleet
+from embervlm.evaluation.metrics import leader_shares
+from embervlm.fleet import Fleet, Robot
 from embervlm.model.modeling_embervlm import normalised_by_kind
 from embervlm.selection import RobotSelector
 from embervlm.words import hashed_words, padded, rarity
@@ -59,17 +60,17 @@ def fit_words(selector: RobotSelector, train: Sequence[RobotSample], validation:
     texts = [sample.task for sample in own]
     match.rarity.copy_(torch.from_numpy(rarity(dict.fromkeys(texts), len(match.rarity))))
     features = _features(texts, match)
-    leaders = torch.tensor([[(name in s.leaders) / len(s.leaders) for name in fleet.names] for s in own])
+    leaders = torch.from_numpy(leader_shares(own, fleet)).float()
     members = torch.tensor([[float(name in s.selected) for name in fleet.names] for s in own])
     weights, biases = _regressed(features, leaders, members)  # (places, 2 robots), (2 robots,)
     table, keys = _factored(weights, match.table.shape[1])  # (places, word width), (2 robots, word width)
     match.table.copy_(table)
     wanted = torch.cat([keys, biases[:, None]], 1)  # (2 robots, word width + 1)
-    described = _described(selector, other_robots(train, fleet))
-    robots = len(fleet)
-    match.leader_key.copy_(_key(described, wanted[:robots], fleet))
-    match.member_key.copy_(_key(described, wanted[robots:], fleet))
-    weight = _weight(selector, validation)
+    robots = [*fleet, *other_robots(train, fleet)]
+    states = _states(selector, robots)
+    match.leader_key.copy_(_key(robots, states, wanted[: len(fleet)], fleet))
+    match.member_key.copy_(_key(robots, states, wanted[len(fleet) :], fleet))
+    weight = _weight(selector, validation, states[: len(fleet)])
     match.leader_key.mul_(weight)
     match.member_key.mul_(weight)
     logger.info("Words: fitted on %d tasks, weighing %.4g beside the state", len(own), weight)
@@ -141,25 +142,34 @@ def _factored(weights: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return weights @ keys, keys
 
 
-def _described(selector: RobotSelector, others: Sequence[Any]) -> tuple[list[Any], Tensor]:
-    """The robots of the fleet and others, and their normalised states with a 1 behind, (robots, width + 1)."""
-    robots = [*selector.fleet, *others]
+def _states(selector: RobotSelector, robots: Sequence[Robot]) -> Tensor:
+    """The robots' normalised states, (robots, width)."""
     with torch.inference_mode():
-        state = selector.model.encode_fleet(**encode_fleet_text(Fleet(robots), selector.tokenizer))
-        states = selector.model.robot_head.robot_norm(state.robot_states)
-    return robots, F.pad(states.clone(), (0, 1), value=1.0)
+        state = selector.model.encode_fleet(**encode_fleet_text(robots, selector.tokenizer))
+        states: Tensor = selector.model.robot_head.robot_norm(state.robot_states)
+    return states.clone()
 
 
-def _key(described: tuple[list[Any], Tensor], wanted: Tensor, fleet: Fleet) -> Tensor:
-    """The linear map from states, (robots, width + 1), to what is wanted of the fleet, as (outputs, width + 1)."""
-    robots, states = described
+def _key(robots: Sequence[Robot], states: Tensor, wanted: Tensor, fleet: Fleet) -> Tensor:
+    """The linear map from states and a 1, (robots, width + 1), to what is wanted, as (outputs, width + 1).
+
+    Args:
+        robots: the fleet's and others.
+        states: theirs, (robots, width).
+        wanted: of the fleet's, (robots of the fleet, outputs).
+        fleet: the run's.
+    """
     weights, targets = [], []
     for robot in robots:
         same = robot.name if robot in fleet.robots else robot.same_as
         known = same is not None and same in fleet
         weights.append(OWN if robot in fleet.robots else SAME if known else OTHER)
         targets.append(wanted[fleet.index(same)] if known and same is not None else torch.zeros_like(wanted[0]))
-    x, y, w = states.double(), torch.stack(targets).double(), torch.tensor(weights, dtype=torch.float64)[:, None]
+    x, y, w = (
+        F.pad(states, (0, 1), value=1.0).double(),
+        torch.stack(targets).double(),
+        torch.tensor(weights, dtype=torch.float64)[:, None],
+    )
     # In the space of the robots, of which there are few: (X X' W + p) a = y, and the map is X' W a.
     gram = x @ (x * w).T + KEY_PENALTY * torch.eye(len(x), dtype=torch.float64)
     found = torch.linalg.solve(gram, y)
@@ -167,18 +177,22 @@ def _key(described: tuple[list[Any], Tensor], wanted: Tensor, fleet: Fleet) -> T
     return key
 
 
-def _weight(selector: RobotSelector, validation: Sequence[RobotSample]) -> float:
-    """How much the match by words shall weigh: that which makes the validation tasks' leaders likeliest."""
+def _weight(selector: RobotSelector, validation: Sequence[RobotSample], states: Tensor) -> float:
+    """How much the match by words shall weigh: that which makes the validation tasks' leaders likeliest.
+
+    Args:
+        selector: with the match as fitted.
+        validation: tasks of its fleet.
+        states: of its fleet's robots, normalised, (robots, width).
+    """
     if len(validation) < MIN_TASKS:
         return 1.0
-    head, names = selector.model.robot_head, selector.fleet.names
+    match = selector.model.robot_head.by_words
     tasks, images = [s.task for s in validation], [s.image for s in validation]
-    whole = torch.from_numpy(selector.score_clauses(tasks, images)[0])
+    whole = torch.from_numpy(selector.score_clauses(tasks, images, ask_clauses=False)[0])
     hashes, weights = map(torch.from_numpy, padded([hashed_words(task) for task in tasks]))
-    with torch.inference_mode():
-        fleet = selector.model.encode_fleet(**encode_fleet_text(selector.fleet, selector.tokenizer))
-        by_words, _ = head.match_words(head.by_words.vectors(hashes, weights), fleet)
-    labels = torch.tensor([[(name in s.leaders) / len(s.leaders) for name in names] for s in validation])
+    by_words, _ = match(match.vectors(hashes, weights), states)
+    labels = torch.from_numpy(leader_shares(validation, selector.fleet))
 
     def loss(weight: float) -> float:
         logits = whole - by_words + weight * by_words
