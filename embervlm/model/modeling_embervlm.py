@@ -151,7 +151,7 @@ class WordMatch(nn.Module):
         """
         places = hashes % len(self.table)
         shares = normalised_by_kind(hashes, weights * self.rarity[places])
-        vectors: Tensor = (shares[:, None] @ self.table[places])[:, 0]
+        vectors: Tensor = (shares[:, None].to(self.table.dtype) @ self.table[places])[:, 0]
         return vectors
 
     def forward(self, vectors: Tensor, robots: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from embervlm.data.collate import encode_fleet_text
 from embervlm.fleet import Fleet, Robot
 from embervlm.model.modeling_embervlm import FleetState, RobotHead
+from embervlm.model.weights import load_model
 from embervlm.prompts import encode, task_pieces
+from embervlm.selection import RobotSelector
 from embervlm.tokens import CONTROL_IDS, ROBOT_SELECTION
 from embervlm.words import hashed_words, padded
 
@@ -142,6 +147,18 @@ def test_a_selector_s_scores_are_the_model_s_and_those_of_words(tiny_selector: A
         confidence = dict(zip(FLEET.names, torch.softmax(row, -1).tolist(), strict=True))
         for robot in selection.robots:
             assert robot.confidence == pytest.approx(confidence[robot.robot], abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_half_precision_answer_too(dtype: torch.dtype, tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "half")
+    load_model(tiny_folder).to(dtype).save_pretrained(tmp_path / "half")
+    (tmp_path / "half" / "manifest.json").unlink()
+    selector = RobotSelector.from_pretrained(tmp_path / "half")
+    assert selector.model.dtype == dtype
+    picture = Image.new("RGB", (40, 30), (200, 40, 40))
+    selection = selector.select("Film the roof of the hall, then fetch the ladder from the shed.", picture)
+    assert sum(robot.confidence for robot in selection.robots) == pytest.approx(1)
 
 
 def test_clauses_are_scored_as_tasks_are(tiny_selector: Any) -> None:
