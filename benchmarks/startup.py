@@ -22,7 +22,7 @@ PARTS = {
     "the interpreter": "",
     "the package": "import embervlm, embervlm.cli",
     "torch": "import embervlm, torch",
-    "transformers' models": "import embervlm, embervlm.selection",
+    "what is decided with": "import embervlm, embervlm.selection",
     "the model": "from embervlm import RobotSelector; RobotSelector.from_pretrained({model!r})",
     "an answer": "from embervlm import RobotSelector;"
     " RobotSelector.from_pretrained({model!r}).select({task!r}, image={picture!r}, reason=False)",
