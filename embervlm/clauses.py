@@ -15,8 +15,9 @@ _JOINT = re.compile(
     r"|\s+(?=(?:and|then|while|whilst|after|before|once|meanwhile|until|but|so)\b)",
     re.IGNORECASE,
 )
-#: What is shorter is part of the clause before it.
+#: What is shorter is part of the clause before it, or of the next where it opens a sentence ("Once done, ...").
 LEAST_CHARACTERS = 12
+_SENTENCE_ENDS = ".!?;:"
 #: Clauses of one task that are looked at; those behind them belong to the last.
 MAX_CLAUSES = 24
 
@@ -45,13 +46,22 @@ def clauses(text: str) -> list[str]:
     for joint in [*_JOINT.finditer(text), None]:
         end = len(text) if joint is None else joint.start()
         if end > start:
-            short = spans and min(end - start, spans[-1][1] - spans[-1][0]) < LEAST_CHARACTERS
-            if short or len(spans) == MAX_CLAUSES:
+            if spans and (_joins(text, spans[-1], (start, end)) or len(spans) == MAX_CLAUSES):
                 spans[-1] = (spans[-1][0], end)
             else:
                 spans.append((start, end))
         start = end if joint is None else joint.end()
+    if len(spans) > 1 and spans[-1][1] - spans[-1][0] < LEAST_CHARACTERS:
+        (start, _), (_, end) = spans[-2:]
+        spans[-2:] = [(start, end)]
     return [text[start:end] for start, end in spans]
+
+
+def _joins(text: str, before: tuple[int, int], span: tuple[int, int]) -> bool:
+    """Whether a span is part of the clause before it."""
+    opens_sentence = text[before[1] - 1] in _SENTENCE_ENDS
+    short_before, short = (end - start < LEAST_CHARACTERS for start, end in (before, span))
+    return short_before or (short and not opens_sentence)
 
 
 def bare(clause: str) -> str:

@@ -30,6 +30,11 @@ from embervlm.selection import MAX_ASSIGNED, Phase, own_places, plan_by_clauses,
             "Count the panels - all forty of them - and report the broken ones",
             ["Count the panels", "all forty of them", "and report the broken ones"],
         ),
+        # What is short and opens a sentence belongs to what it opens; at the end there is nothing to open.
+        (
+            "Survey the bank from above. Then, tow the boat home. Be quick.",
+            ["Survey the bank from above.", "Then, tow the boat home. Be quick."],
+        ),
         ("", []),
         ("電車を見て。", ["電車を見て。"]),
     ],

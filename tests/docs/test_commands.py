@@ -96,7 +96,11 @@ def _script(rest: str) -> None:
     if words[0] == "scripts/train_all.py":
         _training(rest.partition("train_all.py")[2])
         return
-    source = (ROOT / words[0]).read_text(encoding="utf-8")
+    script = ROOT / words[0]
+    source = script.read_text(encoding="utf-8")
+    for module in re.findall(r"^from (\w+) import", source, re.MULTILINE):
+        beside = script.with_name(f"{module}.py")
+        source += beside.read_text(encoding="utf-8") if beside.is_file() else ""
     for flag in re.findall(r"--[a-z_]+", rest):
         assert f'"{flag}"' in source, f"{words[0]} has no {flag}"
 
