@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,8 +62,6 @@ _NAMED_SAMPLES = 16
 PARTS = ("vision", "projector", "language_model", "robot_head")
 WEIGHT_DECAY = 0.05
 WARMUP_SHARE = 0.05
-#: How fast embeddings learn that know their words already, as a share of the learning rate.
-KNOWN_WORDS_RATE = 0.1
 
 
 class NumbersError(RuntimeError):
@@ -81,6 +79,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         fleet: the fleet in use, for stage 3.
         max_bad_share: the share of training samples that may turn out to be unreadable.
         max_bad_steps: how many steps in a row may be skipped because their loss or gradient is no finite number.
+        rates: shares of the learning rate, as :func:`optimizer_for` has them.
 
     Raises:
         TokenizerError, PreflightError: the model does not fit the processor; both sizes, every special token with its
@@ -101,7 +100,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         fleet: Fleet | None = None,
         max_bad_share: float = RunSettings.max_bad_share,
         max_bad_steps: int = RunSettings.max_bad_steps,
-        words_are_known: bool = False,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         check_embeddings(model, processing_class.tokenizer)
         check_image_tokens(model, processing_class)
@@ -118,7 +117,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             callbacks=[_Progress(self.number), _Stop(self), self.pace],
-            optimizers=(optimizer_for(model, args, words_are_known=words_are_known), None),
+            optimizers=(optimizer_for(model, args, rates), None),
         )
         self.remove_callback(PrinterCallback)
         model.fuse_frozen_vision("vision" in frozen, precision(args))
@@ -549,30 +548,32 @@ class _Stop(TrainerCallback):  # type: ignore[misc]
             control.should_save = control.should_training_stop = True
 
 
-def optimizer_for(model: nn.Module, args: TrainingArguments, *, words_are_known: bool = False) -> torch.optim.Optimizer:
+def optimizer_for(
+    model: nn.Module, args: TrainingArguments, rates: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
     """AdamW over what is trainable; norms, biases and embeddings do not decay.
 
     Args:
         model: what is trained.
         args: rate, decay and betas.
-        words_are_known: the embeddings know what words mean, so that they learn at ``KNOWN_WORDS_RATE`` of the rate. A
-            tied head pushes all rows that a batch does not have in one direction, however little, and Adam makes whole
-            steps of it: within a few hundred, what words have in common would outweigh what they mean.
+        rates: how fast parts learn, as a share of the rate; by the beginning of their parameters' names, of which the
+            first that fits counts. Parts that are not named learn at the full rate.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    for parameter in model.parameters():
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_embedding = id(parameter) in embeddings
-            groups[parameter.ndim > 1 and not is_embedding, is_embedding and words_are_known].append(parameter)
+            share = next((share for start, share in (rates or {}).items() if name.startswith(start)), 1.0)
+            groups[parameter.ndim > 1 and id(parameter) not in embeddings, share].append(parameter)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
                 "weight_decay": args.weight_decay if decays else 0.0,
-                "lr": args.learning_rate * (KNOWN_WORDS_RATE if slow else 1.0),
+                "lr": args.learning_rate * share,
             }
-            for (decays, slow), parameters in groups.items()
+            # The rate that is logged is that of the first group.
+            for (decays, share), parameters in sorted(groups.items(), key=lambda group: -group[0][1])
         ],
         lr=args.learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),

@@ -51,15 +51,18 @@ from embervlm.training.report import stage_record, write_training_report
 from embervlm.training.stage1_align import Stage1Trainer
 from embervlm.training.stage2_instruct import Stage2Trainer
 from embervlm.training.stage3_robots import Stage3Trainer
-from embervlm.training.study import study
+from embervlm.training.study import STUDIED_PARTS, study
 from embervlm.training.teacher import Lessons, taught_samples, teacher_folder, word_embeddings
 from embervlm.training.trackers import end_stage, prepare
 
 logger = logging.getLogger(__name__)
 
-#: How fast stage 3 goes on from what was studied, as a share of the learning rate: at the full rate its first hundred
-#: steps undo more than they add.
-STUDIED_RATE = 0.35
+#: How fast stages 1 and 2 change token embeddings that began with what a teacher knows, as a share of the learning
+#: rate. A tied head pushes all rows that a batch does not have in one direction, however little, and Adam makes whole
+#: steps of it: within a few hundred, what words have in common would outweigh what they mean.
+KNOWN_WORDS_RATES = {"language_model.transformer.wte": 0.1}
+#: How fast stage 3 goes on from what was studied: at the full rate its first hundred steps undo more than they add.
+STUDIED_RATES = dict.fromkeys(STUDIED_PARTS, 0.35)
 
 STAGES: dict[int, type[StageTrainer]] = {1: Stage1Trainer, 2: Stage2Trainer, 3: Stage3Trainer}
 #: How many samples of a stage are encoded to check their ids, lengths and labels before the first step.
@@ -231,7 +234,6 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
     align_embeddings(model, processor.tokenizer, load_source_tokenizer(source))
     if stage == 3 and settings.teacher is not None:
         model = _learn_from_teacher(run, settings.teacher, model, processor, arguments)
-        arguments.learning_rate *= STUDIED_RATE
     train, validation = _datasets(run, stage, processor)
     # Shards are not read for this; their validation pairs stand for all.
     streamed = isinstance(train, StreamedDataset)
@@ -248,8 +250,7 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
         fleet=run.fleet if stage == 3 else None,
         max_bad_share=settings.max_bad_share,
         max_bad_steps=settings.max_bad_steps,
-        # What stages 1 and 2 make of a language model from nothing is not kept where a teacher's lessons begin it anew.
-        words_are_known=stage < 3 and settings.teacher is not None and not model.config.language_pretrained,
+        rates=None if settings.teacher is None else _rates(stage, model),
     )
     if is_main:
         _say_what_trains(trainer, model, run.data[stage].train, validation)
@@ -278,6 +279,13 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
         save_folder(result, model, processor, run.fleet, files)
     arguments.distributed_state.wait_for_everyone()
     return result
+
+
+def _rates(stage: int, model: Any) -> dict[str, float] | None:
+    """How fast parts of a model learn in a stage of a run that has a teacher."""
+    if stage == 3:
+        return STUDIED_RATES
+    return None if model.config.language_pretrained else KNOWN_WORDS_RATES
 
 
 def _learn_from_teacher(run: Run, teacher: str, model: Any, processor: Any, arguments: TrainingArguments) -> Any:

@@ -28,6 +28,8 @@ from embervlm.tokens import CONTROL_IDS, END_OF_TEXT_ID, ROBOT_SELECTION
 from embervlm.training.engine import WARMUP_SHARE, optimizer_for
 from embervlm.training.teacher import MEMBER_WEIGHT, Lessons, Teller
 
+#: What of a model studies.
+STUDIED_PARTS = ("language_model", "robot_head")
 PASSES = 2
 BATCH = 128
 #: Share of the batches whose fleet is the run's; the others draw theirs among all robots that the teacher knows.
@@ -62,7 +64,7 @@ def study(model: Any, tokenizer: Any, lessons: Lessons, fleet: Fleet, arguments:
     rng = random.Random(f"study/{arguments.seed}")
     prompts = [_prompt(text, tokenizer) for text in lessons.texts]
     tasks, robots = _directions(lessons.vectors), _directions(lessons.robot_vectors)
-    trained = {part: getattr(model, part) for part in ("language_model", "robot_head")}
+    trained = {part: getattr(model, part) for part in STUDIED_PARTS}
     tellers = _Tellers(model.config.text_config.hidden_size, tasks.shape[1])
     learning = nn.ModuleList([*trained.values(), tellers]).to(arguments.device)
     optimizer = optimizer_for(learning, arguments)
