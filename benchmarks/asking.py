@@ -21,6 +21,7 @@ from embervlm.data.images import decode_image
 from embervlm.data.robot_loader import read_robot_tasks
 from embervlm.fleet import Fleet
 from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, preset_config
+from embervlm.prompts import encode, task_pieces
 from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import Calibration, RobotSelector
 
@@ -68,7 +69,7 @@ def select(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def generate(settings: dict[str, Any]) -> dict[str, Any]:
-    """So many tokens after a task with a picture, the likeliest each time.
+    """So many tokens after a task with a picture, the likeliest each time, without a selection's constraints.
 
     Args:
         settings: as of :func:`select`, and ``tokens``.
@@ -98,24 +99,17 @@ def generate(settings: dict[str, Any]) -> dict[str, Any]:
     return {"milliseconds": spread([write(task) for task in tasks][1:])}
 
 
-@torch.no_grad()
-def _write(selector: Any, task: str, picture: bytes, tokens: int) -> None:
-    """The loop of a selection's writing, behind the fleet that is kept, without its constraints."""
-    model, processor = selector.runtime.model, selector.runtime.processor
-    fleet = selector._fleet_state(selector.fleet)
-    cache = fleet.cache(1)
-    ids, _ = naive.prompt(processor, (), task)
-    pixels = torch.from_numpy(processor.image_processor.pixels(decode_image(picture)))[None]
-    features, position = model.get_image_features(pixels), 0
-    for _ in range(tokens):
-        states = model.language_model.transformer(
-            inputs_embeds=model.embed(ids, features),
-            past_key_values=cache,
-            position_ids=torch.arange(position, position + ids.shape[1])[None],
-            use_cache=True,
-        ).last_hidden_state
-        position, features = position + ids.shape[1], None
-        ids = model.language_model.lm_head(states[:, -1]).argmax(-1, keepdim=True)
+def _write(selector: RobotSelector, task: str, picture: bytes, tokens: int) -> None:
+    """The loop of a selection's writing, behind the fleet that is kept."""
+    runtime = selector.runtime
+    reader = runtime.reader(selector._fleet_state(selector.fleet))
+    ids = list(encode(task_pieces(task, has_image=True), runtime.tokenizer, runtime.image_tokens).input_ids)
+    (features,) = runtime.see([runtime.pixels(decode_image(picture))])
+    state, position = reader.read(ids, 0, features), len(ids)
+    for number in range(tokens):
+        token = int(reader.logits(state).argmax())
+        if number < tokens - 1:  # the last one need not be read
+            state, position = reader.read([token], position), position + 1
 
 
 def _selector(settings: dict[str, Any]) -> Any:

@@ -14,12 +14,14 @@ import time
 
 from measured import HERE, machine, out_flags, say, show, table
 
-#: The parts with the flags that keep each to a few minutes.
+#: The parts with the flags that keep each to a few minutes; OUT stands for the folder of the results, where the first
+#: part leaves exported models.
 PARTS: dict[str, list[str]] = {
+    "export.py": ["--preset", "ember"],
     "training.py": ["--preset", "ember"],
-    "selection.py": ["--preset", "ember", "--repeats", "100"],
-    "generation.py": ["--preset", "ember"],
-    "startup.py": [],
+    "selection.py": ["--preset", "ember", "--repeats", "100", "--model", "OUT/ember-onnx", "--model", "OUT/ember-int8"],
+    "generation.py": ["--preset", "ember", "--model", "OUT/ember-onnx", "--model", "OUT/ember-int8"],
+    "startup.py": ["--model", "OUT/ember-int8"],
     "costs.py": ["--preset", "ember"],
     "scaling.py": ["--preset", "ember", "--stages", "1"],
 }
@@ -34,7 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     here, started = machine(), time.perf_counter()
     commands = {
-        name: [sys.executable, str(HERE / name), "--out", str(options.out), *flags, *_quick(options)]
+        name: [
+            *(sys.executable, str(HERE / name), "--out", str(options.out)),
+            *(flag.replace("OUT", str(options.out)) for flag in flags),
+            *_quick(options),
+        ]
         for name, flags in PARTS.items()
     }
     data = ["--seconds", "2", "--photos", "32"] if options.quick else []

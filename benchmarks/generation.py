@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured import MIB, finish, format_name, machine, preset_flags, run_benchmark, say, table, worker
+from measured import MIB, finish, folder_flags, format_name, machine, preset_flags, run_benchmark, say, table, worker
 from workload import write_pictures
 
 TOKENS = 100
@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure; 0 when it has, whatever the figures, 1 when it could not."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     preset_flags(parser)
+    folder_flags(parser)
     return run_benchmark(parser, _measure, arguments)
 
 
@@ -28,21 +29,24 @@ def _measure(options: argparse.Namespace) -> int:
     found: dict[str, Any] = {"machine": machine(), "preset": options.preset, "tokens": TOKENS, "rows": []}
     with tempfile.TemporaryDirectory() as work:
         (picture,) = write_pictures(Path(work), 1)
-        for way, precision in (("naive", "no"), ("naive", "bf16"), ("ours", "no")):
-            say(f"generation: {way}, {precision}")
+        ways = [("naive", "no", None), ("naive", "bf16", None), ("ours", "no", None)]
+        for way, precision, model in [*ways, *(("ours", "no", model) for model in options.model)]:
+            say(f"generation: {way}, {model or precision}")
             settings = {
                 "preset": options.preset,
                 "way": way,
                 "precision": precision,
+                "model": model,
                 "repeats": 1 if options.quick else 5,
                 "tokens": 10 if options.quick else TOKENS,
                 "threads": options.threads,
                 "picture": str(picture),
             }
             run = worker("asking.py", "generate", settings, {"OMP_NUM_THREADS": str(options.threads)})
-            found["rows"].append({"way": way, "precision": precision, **run.result, "peak_mib": run.resident / MIB})
+            row = {"way": way, "precision": precision, "model": model}
+            found["rows"].append(row | run.result | {"peak_mib": run.resident / MIB})
     listed = table(
-        f"{TOKENS} tokens, {options.preset}", "way", "format", "median ms", "ms a token", "times as fast", "peak MiB"
+        f"{TOKENS} tokens, {options.preset}", "way", "what", "median ms", "ms a token", "times as fast", "peak MiB"
     )
     plain = found["rows"][0]["milliseconds"]["median"]
     for row in found["rows"]:
@@ -50,7 +54,7 @@ def _measure(options: argparse.Namespace) -> int:
         row["times_as_fast"] = plain / median
         listed.add_row(
             row["way"],
-            format_name(row["precision"]),
+            row["model"] or format_name(row["precision"]),
             f"{median:,.0f}",
             f"{median / (10 if options.quick else TOKENS):.1f}",
             f"{row['times_as_fast']:.1f}",

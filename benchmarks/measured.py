@@ -273,6 +273,11 @@ def preset_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=2)
 
 
+def folder_flags(parser: argparse.ArgumentParser) -> None:
+    """Give a benchmark's parser the flag of those that also measure model folders."""
+    parser.add_argument("--model", action="append", default=[], metavar="DIR", help="also this model folder")
+
+
 def run_benchmark(
     parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], int], arguments: Sequence[str] | None
 ) -> int:

@@ -11,7 +11,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured import MIB, finish, format_name, machine, preset_flags, run_benchmark, say, table, verdict, worker
+from measured import (
+    MIB,
+    finish,
+    folder_flags,
+    format_name,
+    machine,
+    preset_flags,
+    run_benchmark,
+    say,
+    table,
+    verdict,
+    worker,
+)
 from workload import write_pictures
 
 #: What the package is held against.
@@ -24,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure; 0 when it has, whatever the figures, 1 when it could not."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     preset_flags(parser)
-    parser.add_argument("--model", action="append", default=[], metavar="DIR", help="also this model folder")
+    folder_flags(parser)
     parser.add_argument("--repeats", type=int, default=200, help="questions of each way")
     return run_benchmark(parser, _measure, arguments)
 

@@ -31,6 +31,9 @@ CAPTION_QUESTION = "Describe the picture."
 SHORT_ANSWER_HINT = "Answer in a few words."
 NO_PICTURE = "no picture was given"
 BECAUSE = "Because:"
+#: The largest fleet of whose descriptions a prompt reads every token. Of a larger one it reads each description's last
+#: token, from whose state the robot head knows the robot, so that hundreds of robots cost a prompt what a few do.
+MOST_READ_WHOLE = 24
 
 #: The Jinja form of :func:`chat_pieces`, saved with the processor; a test holds the two to the same tokens.
 CHAT_TEMPLATE = (

@@ -27,6 +27,7 @@ from embervlm.data.quarantine import Failure, replacements
 from embervlm.data.robot_fleets import cast, gathered, other_robots, stand_ins
 from embervlm.data.sample import DataError, Picture, RobotSample, Sample, image_key
 from embervlm.fleet import Fleet, Robot
+from embervlm.model.modeling_embervlm import places_read
 from embervlm.prompts import (
     CAPTION_QUESTION,
     IGNORED,
@@ -396,14 +397,14 @@ def encode_fleet_text(fleet: Iterable[Robot], tokenizer: Any) -> dict[str, Tenso
     return _fleet_rows([encode_text(tokenizer, robot_description(robot)) for robot in fleet])
 
 
-def _fleet_rows(descriptions: Sequence[list[int]]) -> dict[str, Tensor]:
+def _fleet_rows(descriptions: Sequence[list[int]], robots: int | None = None) -> dict[str, Tensor]:
     # Any id will do behind a description; transformers would warn about that of the padding token.
     ids = _pad(descriptions, 0)
     lengths = torch.tensor([len(description) for description in descriptions])
     return {
         "fleet_input_ids": ids,
         "fleet_lengths": lengths,
-        "fleet_places": (torch.arange(ids.shape[1]) < lengths[:, None]).flatten().nonzero()[:, 0],
+        "fleet_places": places_read(lengths, ids.shape[1], robots),
     }
 
 
@@ -468,7 +469,7 @@ class Collator:
             "leader_labels": leaders,
             "member_labels": members,
             "fleet_mask": mask,
-            **_fleet_rows([self._description(robot) for robot in company.pool]),
+            **_fleet_rows([self._description(robot) for robot in company.pool], len(fleet)),
         }
 
     def _description(self, robot: Robot) -> list[int]:

@@ -24,7 +24,7 @@ from transformers.modeling_outputs import ModelOutput
 from embervlm.model.configuration_embervlm import EmberVLMConfig
 from embervlm.model.head_loss import head_loss
 from embervlm.model.repvit import RepViT
-from embervlm.prompts import IGNORED
+from embervlm.prompts import IGNORED, MOST_READ_WHOLE
 
 #: What cosine similarities are divided by in :func:`matching_loss`.
 MATCHING_TEMPERATURE = 0.07
@@ -36,7 +36,8 @@ class FleetState:
 
     Attributes:
         robot_states: the last state of each description, (robots, width).
-        keys, values: of every layer, all descriptions' tokens one after another, (1, heads, fleet tokens, head width).
+        keys, values: of every layer, the descriptions' tokens that prompts read, one after another, (1, heads, fleet
+            tokens, head width).
     """
 
     robot_states: Tensor
@@ -45,7 +46,7 @@ class FleetState:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all descriptions together."""
+        """Tokens that prompts read."""
         return self.keys[0].shape[2]
 
     def cache(self, batch: int) -> DynamicCache:
@@ -328,8 +329,8 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         Args:
             fleet_input_ids: (robots, longest description), padded at the end with any id.
             fleet_lengths: tokens of each description, (robots,).
-            fleet_places: where in ``fleet_input_ids``, laid flat, the descriptions' tokens are, (fleet tokens,); found
-                by the lengths where not given, for which a GPU makes the host wait.
+            fleet_places: as :func:`places_read` gives them, (fleet tokens,); found by the lengths where not given, for
+                which a GPU makes the host wait.
             embeddings: of the ids, where they are known already, (robots, longest description, width).
         """
         cache = DynamicCache()
@@ -340,10 +341,7 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             inputs_embeds=embeddings, past_key_values=cache, use_cache=True
         ).last_hidden_state  # (robots, longest, width)
         robots, longest = fleet_input_ids.shape
-        if fleet_places is None:
-            used = torch.arange(longest, device=fleet_lengths.device)[None] < fleet_lengths[:, None]
-            fleet_places = used.flatten().nonzero()[:, 0]
-        places = fleet_places
+        places = places_read(fleet_lengths, longest) if fleet_places is None else fleet_places
 
         def in_a_row(tensor: Tensor) -> Tensor:  # (robots, heads, longest, head) -> (1, heads, fleet tokens, head)
             return tensor.transpose(1, 2).flatten(0, 1).index_select(0, places).transpose(0, 1)[None]
@@ -455,11 +453,14 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         if fleet_input_ids is not None:
             if fleet_lengths is None:
                 raise ValueError("fleet_input_ids and fleet_lengths are needed together")
+            longest = fleet_input_ids.shape[1]
+            if fleet_places is None:
+                fleet_places = places_read(fleet_lengths, longest)
             fleet = self.encode_fleet(fleet_input_ids, fleet_lengths, fleet_places, fleet_text)
             past_key_values = fleet.cache(batch)
             position_ids = torch.arange(tokens, device=inputs_embeds.device)[None]
             if fleet_mask is not None:
-                attention_mask = behind_own_fleet(attention_mask, fleet_mask, fleet_lengths, fleet.tokens, tokens)
+                attention_mask = behind_own_fleet(attention_mask, fleet_mask, fleet_places // longest, tokens)
         # A fleet's tokens take none of the prompt's positions.
         seen = past_key_values.get_seq_length() if past_key_values is not None and fleet is None else 0
         positions = self.config.text_config.max_position_embeddings
@@ -525,22 +526,33 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         return head_loss(at_places, self.language_model.lm_head.weight, following)
 
 
-def behind_own_fleet(
-    attention_mask: Tensor | None, fleet_mask: Tensor, fleet_lengths: Tensor, fleet_tokens: int, tokens: int
-) -> Tensor:
+def places_read(fleet_lengths: Tensor, longest: int, robots: int | None = None) -> Tensor:
+    """Where in descriptions, laid flat from (robots, longest), the tokens are that prompts read, (fleet tokens,).
+
+    Args:
+        fleet_lengths: tokens of each description, (robots,).
+        longest: places that each description has.
+        robots: in a fleet, where these are several fleets' robots.
+    """
+    robots = len(fleet_lengths) if robots is None else robots
+    place, ends = torch.arange(longest, device=fleet_lengths.device)[None], fleet_lengths[:, None]
+    read = place < ends if robots <= MOST_READ_WHOLE else place == ends - 1
+    return read.flatten().nonzero()[:, 0]
+
+
+def behind_own_fleet(attention_mask: Tensor | None, fleet_mask: Tensor, described: Tensor, tokens: int) -> Tensor:
     """The attention mask of prompts that stand behind several robots' descriptions and see those of their own fleet.
 
     Args:
         attention_mask: of the prompts alone, (batch, tokens); None where all of it is seen.
         fleet_mask: (batch, robots), bool.
-        fleet_lengths: tokens of each description, (robots,).
-        fleet_tokens: of all descriptions together.
+        described: the robot of each of the fleet's tokens, (fleet tokens,).
         tokens: of the prompts.
 
     Returns:
         (batch, fleet tokens + tokens), bool.
     """
-    descriptions = fleet_mask.repeat_interleave(fleet_lengths, dim=1, output_size=fleet_tokens)  # (batch, fleet tokens)
+    descriptions = fleet_mask[:, described]  # (batch, fleet tokens)
     prompts = fleet_mask.new_ones(len(fleet_mask), tokens) if attention_mask is None else attention_mask.bool()
     return torch.cat([descriptions, prompts], 1)
 

@@ -23,6 +23,7 @@ from PIL import Image
 from embervlm.folders import ONNX_FILE, WeightsError, is_complete, one_line, verify_folder
 from embervlm.pixels import to_pixels
 from embervlm.preflight import check_prompt_version
+from embervlm.prompts import MOST_READ_WHOLE
 from embervlm.runtime.base import Floats
 from embervlm.tokens import CONTROL_IDS, IMAGE, VOCABULARY, BytePairTokenizer, TokenizerError
 from embervlm.words import padded
@@ -135,7 +136,7 @@ class OnnxFleet:
 
     Attributes:
         leader_keys, member_keys: of both matches of the robot head, (width + word width + 1, robots).
-        kept: the keys and values of all descriptions' tokens, by the names of the graph's inputs.
+        kept: the keys and values of the descriptions' tokens that prompts read, by the names of the graph's inputs.
     """
 
     leader_keys: Floats
@@ -197,6 +198,7 @@ class OnnxRuntime:
     def encode_fleet(self, texts: Sequence[Sequence[int]]) -> OnnxFleet:
         """Encode a fleet's descriptions, given as token ids, each on its own."""
         told, heads = self.description, self.description.heads
+        whole = len(texts) <= MOST_READ_WHOLE
         nothing = OnnxFleet(np.empty(0, np.float32), np.empty(0, np.float32), self._no_fleet())
         states: list[Floats] = []
         rows: list[list[Floats]] = [[] for _ in range(2 * told.layers)]
@@ -205,7 +207,10 @@ class OnnxRuntime:
             state, new = self._read(some, [None] * len(some), nothing)
             states.append(state)
             for found, tensor in zip(rows, new, strict=True):
-                found += [each[: len(text)] for each, text in zip(tensor, some, strict=True)]
+                found += [
+                    each[: len(text)] if whole else each[len(text) - 1 : len(text)]
+                    for each, text in zip(tensor, some, strict=True)
+                ]
         kept: dict[str, Floats] = {}
         for layer in range(told.layers):
             keys, values = (

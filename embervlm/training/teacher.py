@@ -199,7 +199,7 @@ class Teacher:
                 nn.utils.clip_grad_norm_([*layers, *self.match.parameters()], 1.0)
                 optimizer.step()
                 schedule.step()
-                tell(epoch * per_epoch + number, f"loss {loss.item():.3f}")
+                tell(epoch * per_epoch + number, loss.item())
         self.encoder.eval()
 
     def lessons(self, texts: Sequence[str], robots: Sequence[Robot]) -> Lessons:
@@ -451,14 +451,19 @@ def all_cores() -> Iterator[None]:
 
 
 class Teller:
-    """A line of progress every half minute."""
+    """A line of progress every half minute, with the mean loss since the one before."""
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total = what, total
         self.last = time.monotonic()
+        self.losses: list[float] = []
 
-    def __call__(self, done: int, more: str = "") -> None:
+    def __call__(self, done: int, loss: float | None = None) -> None:
         """Say how far it is, if it is time to."""
+        if loss is not None:
+            self.losses.append(loss)
         if time.monotonic() - self.last >= _LOG_SECONDS:
             self.last = time.monotonic()
-            logger.info("%s %d/%d%s", self.what, done, self.total, f", {more}" if more else "")
+            mean = f", loss {sum(self.losses) / len(self.losses):.3f}" if self.losses else ""
+            self.losses.clear()
+            logger.info("%s %d/%d%s", self.what, done, self.total, mean)

@@ -22,6 +22,7 @@ from embervlm.fleet import Fleet, Robot
 from embervlm.folders import WeightsError, verify_folder
 from embervlm.model import EmberVLMProcessor
 from embervlm.model.weights import load_model, save_folder
+from embervlm.prompts import MOST_READ_WHOLE
 from embervlm.runtime.onnx_model import GRAPHS, OnnxRuntime
 from embervlm.selection import RobotSelector, Selection
 
@@ -78,6 +79,9 @@ def test_the_answers_are_those_of_pytorch(source: Path, exported: Path) -> None:
         for fleet in (None, two):
             expected = torch_s.select(task, shown, fleet=fleet, reason=fleet is None)
             assert answer(graphs.select(task, shown, fleet=fleet, reason=fleet is None)) == answer(expected)
+    many = Fleet([Robot(f"Crawler {n}", ("pipes", f"tools of kind {n}")) for n in range(MOST_READ_WHOLE + 1)])
+    expected = torch_s.select(TASKS[0], picture, fleet=many, reason=True)
+    assert answer(graphs.select(TASKS[0], picture, fleet=many, reason=True)) == answer(expected)
 
 
 def test_one_by_one_is_as_together(exported: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from embervlm.data.collate import encode_fleet_text
 from embervlm.fleet import Fleet, Robot
-from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, preset_config
+from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, modeling_embervlm, preset_config
 from embervlm.model.modeling_embervlm import FleetState
 from embervlm.model.weights import save_folder
 from embervlm.prompts import IGNORED, chat_pieces, encode, robot_description, task_pieces
@@ -257,8 +257,16 @@ def test_the_fleet_s_order_orders_the_logits(model: Any, tokenizer: Any) -> None
         torch.testing.assert_close(after, before[order], rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture(params=[False, True], ids=["small fleet", "large fleet"])
+def large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether fleets of three count as so large that only the last token of a description is read."""
+    if request.param:
+        monkeypatch.setattr(modeling_embervlm, "MOST_READ_WHOLE", 1)
+    return bool(request.param)
+
+
 @torch.no_grad()
-def test_the_fleet_s_cache_equals_one_masked_forward(model: Any, tokenizer: Any) -> None:
+def test_the_fleet_s_cache_equals_one_masked_forward(model: Any, tokenizer: Any, large: bool) -> None:
     prompt = [*encode(task_pieces("Look into the pipe.", False), tokenizer, 4).input_ids, 50259, 400]
     segments = [encode_text(tokenizer, robot_description(robot)) for robot in FLEET]
     assert len({len(segment) for segment in segments}) == 3  # so that padding is at stake
@@ -268,12 +276,15 @@ def test_the_fleet_s_cache_equals_one_masked_forward(model: Any, tokenizer: Any)
         **encode_fleet_text(FLEET, tokenizer),
     )
 
-    # [robot 1][robot 2][robot 3][prompt]: each robot sees itself alone, the prompt sees all robots and itself.
+    # [robot 1][robot 2][robot 3][prompt]: each robot sees itself alone, the prompt sees all robots and itself; of a
+    # large fleet's robots the last token.
     ids = [token for segment in [*segments, prompt] for token in segment]
     positions = [place for segment in [*segments, prompt] for place in range(len(segment))]
     owner = torch.tensor([number for number, segment in enumerate([*segments, prompt]) for _ in segment])
     is_prompt = owner == len(segments)
-    seen = (owner[:, None] == owner[None]) | (is_prompt[:, None] & ~is_prompt[None])
+    ends = torch.tensor([len(segment) for segment in segments]).cumsum(0) - 1
+    read = torch.isin(torch.arange(len(ids)), ends) if large else ~is_prompt
+    seen = (owner[:, None] == owner[None]) | (is_prompt[:, None] & read[None])
     seen &= torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
     mask = torch.zeros(1, 1, len(ids), len(ids)).masked_fill(~seen, torch.finfo(torch.float32).min)
     states = model.language_model.transformer(
@@ -283,7 +294,6 @@ def test_the_fleet_s_cache_equals_one_masked_forward(model: Any, tokenizer: Any)
         use_cache=False,
     ).last_hidden_state
     start = len(ids) - len(prompt)
-    ends = torch.tensor([len(segment) for segment in segments]).cumsum(0) - 1
     head = model.robot_head
     leader, member = head.match_state(states[:, start + len(prompt) - 2], FleetState(states[0, ends], [], []))
     torch.testing.assert_close(outputs.leader_logits, leader, rtol=1e-4, atol=1e-5)
@@ -336,6 +346,7 @@ def test_one_fleet_for_a_batch_equals_one_for_each(make_tiny: Callable[..., Any]
         torch.testing.assert_close(gradient, parts[name], rtol=1e-3, atol=2e-5 * size + 1e-6)
 
 
+@pytest.mark.usefixtures("large")
 def test_a_fleet_mask_equals_a_fleet_of_its_own(make_tiny: Callable[..., Any], tokenizer: Any) -> None:
     model = make_tiny(3)
     own = [[0, 2], [1, 2], [0, 1, 2]]
