@@ -54,10 +54,10 @@ def step(settings: dict[str, Any]) -> dict[str, Any]:
     """Optimizer steps of one stage.
 
     Args:
-        settings: ``stage``, ``preset``, ``way`` (``ours`` or ``naive``), ``precision`` (``bf16`` or ``no``),
-            ``batch_size``, ``steps``, ``threads``, ``pictures`` (their folder) and ``out`` (a folder for the trainer);
-            and where wanted ``all_text``, ``profile``, ``tokens`` (made texts of one length) and ``robots`` (a made
-            fleet).
+        settings: ``stage``, ``preset``, ``way`` (``ours``, ``compiled`` or ``naive``), ``precision`` (``bf16`` or
+            ``no``), ``batch_size``, ``steps``, ``threads``, ``pictures`` (their folder) and ``out`` (a folder for the
+            trainer); and where wanted ``all_text``, ``profile``, ``tokens`` (made texts of one length) and ``robots``
+            (a made fleet).
 
     Returns:
         seconds of each step after the warm-up, samples a second by their median, counted operations, padded tokens and
@@ -65,7 +65,7 @@ def step(settings: dict[str, Any]) -> dict[str, Any]:
     """
     torch.set_num_threads(settings["threads"])
     set_seed(0)
-    ours = settings["way"] == "ours"
+    ours = settings["way"] != "naive"
     if ours:
         keep_freed_memory()
     precision = settings["precision"]
@@ -127,10 +127,13 @@ def _train(model: Any, processor: Any, fleet: Fleet, given: Any, settings: dict[
     collate = Collator(processor.tokenizer, fleet_in_use)
     batches = [collate(examples) for examples in given]
     trainer = STAGES[stage](model, arguments, _Length(10**6), None, processing_class=processor, fleet=fleet_in_use)
+    if settings["way"] == "compiled":
+        model.language_model.transformer.compile(dynamic=True)
     trainer.get_train_dataloader = lambda: DataLoader(Again(batches), batch_size=None, collate_fn=dict)
     clock = _Clock(profiled=settings["steps"] + WARM_UP if settings.get("profile") else None)
     trainer.add_callback(clock)
     trainer.train()
+    model.language_model.transformer._compiled_call_impl = None  # so that its operations can be counted
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return batches, clock.seconds[WARM_UP : WARM_UP + settings["steps"]], clock.profile, trained
 

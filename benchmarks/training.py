@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     preset_flags(parser)
     parser.add_argument("--stages", type=int, nargs="+", choices=(1, 2, 3), default=[1, 2, 3])
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[COMPARED_BATCH, LARGE_BATCH])
+    parser.add_argument("--compile", action="store_true", help="also with the language model compiled")
     return run_benchmark(parser, _measure, arguments)
 
 
@@ -57,6 +58,8 @@ def _measure(options: argparse.Namespace) -> int:
 
 def _cases(options: argparse.Namespace) -> list[tuple[str, str, int]]:
     compared = [(way, precision, COMPARED_BATCH) for way in ("naive", "ours") for precision in ("no", "bf16")]
+    if options.compile:
+        compared.append(("compiled", "bf16", COMPARED_BATCH))
     sizes = [size for size in options.batch_sizes if size != COMPARED_BATCH]
     return [each for each in compared if COMPARED_BATCH in options.batch_sizes] + [
         ("ours", "bf16", size) for size in sizes

@@ -174,9 +174,9 @@ class Fleet(nn.Module):
         """(robots, width) -> leader and member keys, each (width + word width + 1, robots)."""
         by_state, by_words = self.head.by_state, self.head.by_words
         robots = self.head.robot_norm(states)
-        described = F.pad(robots, (0, 1), value=1.0)
-        leader = torch.cat([by_state.leader_key(robots) * by_state.scale, described @ by_words.leader_key.T], -1)
-        member = torch.cat([by_state.member_key(robots) * by_state.scale, described @ by_words.member_key.T], -1)
+        leader_by_words, member_by_words = by_words.keys(robots)
+        leader = torch.cat([by_state.leader_key(robots) * by_state.scale, leader_by_words], -1)
+        member = torch.cat([by_state.member_key(robots) * by_state.scale, member_by_words], -1)
         return leader.T, member.T
 
 

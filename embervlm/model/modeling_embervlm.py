@@ -28,6 +28,8 @@ from embervlm.prompts import IGNORED, MOST_READ_WHOLE
 
 #: What cosine similarities are divided by in :func:`matching_loss`.
 MATCHING_TEMPERATURE = 0.07
+#: How much a robot must be like those that words were fitted for, of 1, before words say something of it.
+LEAST_KNOWN = 0.8
 
 
 @dataclass
@@ -130,12 +132,15 @@ class WordMatch(nn.Module):
         rarity: how much each row tells (:func:`embervlm.words.rarity`), (places,).
         leader_key, member_key: from a robot's normalised state and a 1 to what is held against a task's vector and a
             1, (word width + 1, width + 1).
+        known_key: likewise to how much a robot is one that the words were fitted for, (1, width + 1); of strangers,
+            below ``LEAST_KNOWN``, words say nothing.
     """
 
     table: Tensor
     rarity: Tensor
     leader_key: Tensor
     member_key: Tensor
+    known_key: Tensor
 
     def __init__(self, width: int, places: int, word_width: int) -> None:
         super().__init__()
@@ -143,6 +148,7 @@ class WordMatch(nn.Module):
         self.register_buffer("rarity", torch.zeros(places))
         self.register_buffer("leader_key", torch.zeros(word_width + 1, width + 1))
         self.register_buffer("member_key", torch.zeros(word_width + 1, width + 1))
+        self.register_buffer("known_key", torch.zeros(1, width + 1))
 
     def vectors(self, hashes: Tensor, weights: Tensor) -> Tensor:
         """The vectors of texts by their hashed words, (texts, word width).
@@ -157,8 +163,19 @@ class WordMatch(nn.Module):
 
     def forward(self, vectors: Tensor, robots: Tensor) -> tuple[Tensor, Tensor]:
         """(texts, word width) and (robots, width) -> leader logits and member logits, each (texts, robots)."""
-        texts, described = F.pad(vectors, (0, 1), value=1.0), F.pad(robots, (0, 1), value=1.0)
-        return texts @ (described @ self.leader_key.T).T, texts @ (described @ self.member_key.T).T
+        texts = F.pad(vectors, (0, 1), value=1.0)
+        leader, member = self.keys(robots)
+        return texts @ leader.T, texts @ member.T
+
+    def keys(self, robots: Tensor) -> tuple[Tensor, Tensor]:
+        """What is held against a text's vector and a 1, leader and member, each (robots, word width + 1).
+
+        Args:
+            robots: their normalised states, (robots, width).
+        """
+        described = F.pad(robots, (0, 1), value=1.0)
+        known = ((described @ self.known_key.T - LEAST_KNOWN) / (1 - LEAST_KNOWN)).clamp(0, 1)  # (robots, 1)
+        return described @ self.leader_key.T * known, described @ self.member_key.T * known
 
 
 def normalised_by_kind(hashes: Tensor, weights: Tensor) -> Tensor:

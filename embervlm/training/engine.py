@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -124,6 +125,8 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         # What training does not change need not travel between the processes with each batch.
         by_words = [f"robot_head.by_words.{name}" for name, _ in model.robot_head.by_words.named_buffers()]
         model._ddp_params_and_buffers_to_ignore = by_words
+        # Of 1x1 convolutions, whose gradients' strides differ only where there is one element: nothing is lost by it.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         if args.bf16 and args.device.type == "cpu":
             attend_in_fp32(model)
         self.max_bad_steps = max_bad_steps

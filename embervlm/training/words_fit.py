@@ -2,9 +2,9 @@
 
 It comes last, when the language model's states of the robots no longer change. First the leaders and the members of the
 run's fleet are regressed on the words of the training tasks, to the end and with a penalty, for which a few thousand
-tasks take seconds. Then keys are found (ridge regression) that give the run's robots their weights from their states;
-robots that do the same as one of them get near its weights, and others near none. At last the match is weighed against
-the one by state on the validation tasks.
+tasks take seconds. Then keys are found (ridge regression) that give the run's robots their weights from their states,
+and robots that do the same as one of them near its weights; one more key tells these from strangers, of whom words say
+nothing. At last the match is weighed against the one by state on the validation tasks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from embervlm.data.robot_fleets import other_robots
 from embervlm.data.sample import RobotSample
 from embervlm.evaluation.calibration import fit_temperature
 from embervlm.evaluation.metrics import leader_shares
-from embervlm.fleet import Fleet, Robot
+from embervlm.fleet import Robot
 from embervlm.model.modeling_embervlm import normalised_by_kind
 from embervlm.selection import RobotSelector
 from embervlm.words import hashed_words, padded, rarity
@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 #: Inverse strength of the penalty on the weights, as scikit-learn's ``C``.
 C = 30.0
 ITERATIONS = 120
-#: How much the states of robots count in the fit of the keys: the run's own, those that do the same, and others.
-OWN, SAME, OTHER = 100.0, 1.0, 0.1
+#: How much more than others the run's own robots count in the fit of the keys.
+OWN = 100.0
 KEY_PENALTY = 0.1
 #: Weights of the match by words beside the one by state among which validation chooses.
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
@@ -53,7 +53,7 @@ def fit_words(selector: RobotSelector, train: Sequence[RobotSample], validation:
     """
     match, fleet = selector.model.robot_head.by_words, selector.fleet
     own = [sample for sample in train if sample.fleet is None and sample.chances is None]
-    for numbers in (match.table, match.rarity, match.leader_key, match.member_key):
+    for numbers in match.buffers():
         numbers.zero_()
     if not own:
         return
@@ -66,10 +66,16 @@ def fit_words(selector: RobotSelector, train: Sequence[RobotSample], validation:
     table, keys = _factored(weights, match.table.shape[1])  # (places, word width), (2 robots, word width)
     match.table.copy_(table)
     wanted = torch.cat([keys, biases[:, None]], 1)  # (2 robots, word width + 1)
-    robots = [*fleet, *other_robots(train, fleet)]
-    states = _states(selector, robots)
-    match.leader_key.copy_(_key(robots, states, wanted[: len(fleet)], fleet))
-    match.member_key.copy_(_key(robots, states, wanted[len(fleet) :], fleet))
+    others = other_robots(train, fleet)
+    same = [(robot, robot.same_as) for robot in others if robot.same_as is not None and robot.same_as in fleet]
+    known = [*fleet, *(robot for robot, _ in same)]
+    strangers = [robot for robot in others if robot not in known]
+    states = _states(selector, [*known, *strangers])
+    does = [*range(len(fleet)), *(fleet.index(name) for _, name in same)]  # which of the fleet's each known one equals
+    match.leader_key.copy_(_key(states[: len(known)], wanted[: len(fleet)][does], len(fleet)))
+    match.member_key.copy_(_key(states[: len(known)], wanted[len(fleet) :][does], len(fleet)))
+    is_known = torch.cat([torch.ones(len(known), 1), torch.zeros(len(strangers), 1)])
+    match.known_key.copy_(_key(states, is_known, len(fleet)))
     weight = _weight(selector, validation, states[: len(fleet)])
     match.leader_key.mul_(weight)
     match.member_key.mul_(weight)
@@ -150,26 +156,17 @@ def _states(selector: RobotSelector, robots: Sequence[Robot]) -> Tensor:
     return states.clone()
 
 
-def _key(robots: Sequence[Robot], states: Tensor, wanted: Tensor, fleet: Fleet) -> Tensor:
+def _key(states: Tensor, wanted: Tensor, own: int) -> Tensor:
     """The linear map from states and a 1, (robots, width + 1), to what is wanted, as (outputs, width + 1).
 
     Args:
-        robots: the fleet's and others.
-        states: theirs, (robots, width).
-        wanted: of the fleet's, (robots of the fleet, outputs).
-        fleet: the run's.
+        states: of the run's robots and others, (robots, width).
+        wanted: of each, (robots, outputs).
+        own: how many of them are the run's; they stand first.
     """
-    weights, targets = [], []
-    for robot in robots:
-        same = robot.name if robot in fleet.robots else robot.same_as
-        known = same is not None and same in fleet
-        weights.append(OWN if robot in fleet.robots else SAME if known else OTHER)
-        targets.append(wanted[fleet.index(same)] if known and same is not None else torch.zeros_like(wanted[0]))
-    x, y, w = (
-        F.pad(states, (0, 1), value=1.0).double(),
-        torch.stack(targets).double(),
-        torch.tensor(weights, dtype=torch.float64)[:, None],
-    )
+    x, y = F.pad(states, (0, 1), value=1.0).double(), wanted.double()
+    w = torch.ones(len(x), 1, dtype=torch.float64)
+    w[:own] = OWN
     # In the space of the robots, of which there are few: (X X' W + p) a = y, and the map is X' W a.
     gram = x @ (x * w).T + KEY_PENALTY * torch.eye(len(x), dtype=torch.float64)
     found = torch.linalg.solve(gram, y)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from embervlm.data.collate import encode_fleet_text
 from embervlm.fleet import Fleet, Robot
-from embervlm.model.modeling_embervlm import FleetState, RobotHead
+from embervlm.model.modeling_embervlm import LEAST_KNOWN, FleetState, RobotHead
 from embervlm.model.weights import load_model
 from embervlm.prompts import encode, task_pieces
 from embervlm.selection import RobotSelector
@@ -34,6 +34,7 @@ def head() -> RobotHead:
     match.rarity.copy_(torch.rand(PLACES) + 0.5)
     for numbers in (match.table, match.leader_key, match.member_key):
         numbers.normal_()
+    match.known_key[:, -1] = 1.0
     return head
 
 
@@ -82,6 +83,19 @@ def test_the_head_adds_its_matches(head: RobotHead) -> None:
     described = robots @ key[:, :-1].T + key[:, -1]  # (4, word width + 1)
     expected = words @ described[:, :-1].T + described[:, -1]
     torch.testing.assert_close(member_by_words, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_words_say_nothing_of_strangers(head: RobotHead) -> None:
+    fleet, words, match = fleet_of(3), torch.randn(2, WORD_WIDTH), head.by_words
+    everybody = head.match_words(words, fleet)
+    # As like as 2, as the least, and half way from there to 1.
+    robots = F.layer_norm(fleet.robot_states, (WIDTH,))
+    half = (1 + LEAST_KNOWN) / 2
+    match.known_key[0, :-1] = torch.linalg.pinv(robots) @ torch.tensor([2.0, LEAST_KNOWN, half])
+    match.known_key[0, -1] = 0
+    for some, all_known in zip(head.match_words(words, fleet), everybody, strict=True):
+        torch.testing.assert_close(some, all_known * torch.tensor([1.0, 0.0, 0.5]), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
