@@ -63,8 +63,8 @@ logger = logging.getLogger(__name__)
 KNOWN_WORDS_RATES = {"language_model.transformer.wte": 0.1}
 #: How fast stage 3 goes on from what was studied: at the full rate its first hundred steps undo more than they add.
 STUDIED_RATES = dict.fromkeys(STUDIED_PARTS, 0.25)
-#: Judged texts among stage 3's tasks, as a multiple of those that are written out: with as many of each the few thousand
-#: written ones are learnt by heart, and what was studied is forgotten.
+#: Judged texts among stage 3's tasks, as a multiple of those that are written out: with as many of each the few
+#: thousand written ones are learnt by heart, and what was studied is forgotten.
 TAUGHT_SHARE = 3
 
 STAGES: dict[int, type[StageTrainer]] = {1: Stage1Trainer, 2: Stage2Trainer, 3: Stage3Trainer}
