@@ -58,7 +58,7 @@ spark: setup
 	  --batch_size 32 --learning_rate 2e-3 --save_steps 500 --log_steps 20 \
 	  --stage1_data $(SPARK)/data/base_vlm --stage2_data $(SPARK)/data/base_vlm/llava \
 	  --robot_data $(SPARK)/data/robot-selection-dataset --robot_variants 1 \
-	  --stage1_epochs 1 --stage2_epochs 0.5 --stage3_robot_epochs 1.5
+	  --stage1_epochs 1 --stage2_epochs 0.5 --stage3_robot_epochs 2
 	@rm -rf $(SPARK)/box
 	$(BIN)/embervlm export --format compact --model $(SPARK)/outputs/final --card docs/spark.md --out $(SPARK)/box
 

@@ -62,10 +62,7 @@ logger = logging.getLogger(__name__)
 #: steps of it: within a few hundred, what words have in common would outweigh what they mean.
 KNOWN_WORDS_RATES = {"language_model.transformer.wte": 0.1}
 #: How fast stage 3 goes on from what was studied: at the full rate its first hundred steps undo more than they add.
-STUDIED_RATES = dict.fromkeys(STUDIED_PARTS, 0.25)
-#: Judged texts among stage 3's tasks, as a multiple of those that are written out: with as many of each the few
-#: thousand written ones are learnt by heart, and what was studied is forgotten.
-TAUGHT_SHARE = 3
+STUDIED_RATES = dict.fromkeys(STUDIED_PARTS, 0.35)
 
 STAGES: dict[int, type[StageTrainer]] = {1: Stage1Trainer, 2: Stage2Trainer, 3: Stage3Trainer}
 #: How many samples of a stage are encoded to check their ids, lengths and labels before the first step.
@@ -322,11 +319,12 @@ def _learn_from_teacher(run: Run, teacher: str, model: Any, processor: Any, argu
             cache=cache,
             study=learn,
         )
+    # As many as there are written tasks, so that these are not forgotten for them.
     written = sum(
         sample.image is None and sample.fleet is None and not is_reworded(sample) and not is_clause(sample)
         for sample in data.train
     )
-    run.data[3] = replace(data, train=[*data.train, *taught[: TAUGHT_SHARE * written]])
+    run.data[3] = replace(data, train=[*data.train, *taught[:written]])
     # The same from here on whether this process has studied or not.
     set_seed(run.settings.seed)
     return load_model(studied)
