@@ -13,10 +13,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from embervlm import prompts
 from embervlm.data.robot_loader import read_robot_tasks
 from embervlm.data.sample import RobotSample
 from embervlm.evaluation.metrics import exact_set, leader_accuracy
-from embervlm.model import modeling_embervlm
 from embervlm.model.modeling_embervlm import FleetState
 from embervlm.selection import RobotSelector
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, way in ways.items():
         head.forward = way
         _measure(name, selector, samples)
-    modeling_embervlm.MOST_READ_WHOLE = 0
+    prompts.MOST_READ_WHOLE = 0
     _measure("both, last tokens", RobotSelector.from_pretrained(options.model), samples)
     return 0
 

@@ -54,6 +54,11 @@ CHAT_TEMPLATE = (
 )
 
 
+def reads_whole(robots: int) -> bool:
+    """Whether prompts read every token of the descriptions of a fleet of so many robots, or the last of each."""
+    return robots <= MOST_READ_WHOLE
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A stretch of a prompt: ``text`` from outside or from here, or the control token ``control``."""

@@ -113,7 +113,7 @@ def test_a_robot_that_does_the_same_gets_the_same_weights(make_tiny: Callable[..
         state = selector._fleet_state(Fleet([*FLEET, twin, other]))
         leader, _ = head.match_words(head.by_words.vectors(hashes, weights), state)
     drone, _, _, copter, baker = leader[0].tolist()
-    assert copter == pytest.approx(drone, rel=0.2) and abs(baker) < 0.1 * abs(drone)
+    assert copter == pytest.approx(drone, abs=0.4) and abs(baker) < 0.1 * abs(drone)
 
 
 def test_validation_weighs_the_words(selector: RobotSelector, monkeypatch: pytest.MonkeyPatch) -> None:

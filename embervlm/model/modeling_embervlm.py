@@ -24,7 +24,7 @@ from transformers.modeling_outputs import ModelOutput
 from embervlm.model.configuration_embervlm import EmberVLMConfig
 from embervlm.model.head_loss import head_loss
 from embervlm.model.repvit import RepViT
-from embervlm.prompts import IGNORED, MOST_READ_WHOLE
+from embervlm.prompts import IGNORED, reads_whole
 
 #: What cosine similarities are divided by in :func:`matching_loss`.
 MATCHING_TEMPERATURE = 0.07
@@ -553,7 +553,7 @@ def places_read(fleet_lengths: Tensor, longest: int, robots: int | None = None) 
     """
     robots = len(fleet_lengths) if robots is None else robots
     place, ends = torch.arange(longest, device=fleet_lengths.device)[None], fleet_lengths[:, None]
-    read = place < ends if robots <= MOST_READ_WHOLE else place == ends - 1
+    read = place < ends if reads_whole(robots) else place == ends - 1
     return read.flatten().nonzero()[:, 0]
 
 

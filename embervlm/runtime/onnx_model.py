@@ -23,7 +23,7 @@ from PIL import Image
 from embervlm.folders import ONNX_FILE, WeightsError, is_complete, one_line, verify_folder
 from embervlm.pixels import to_pixels
 from embervlm.preflight import check_prompt_version
-from embervlm.prompts import MOST_READ_WHOLE
+from embervlm.prompts import reads_whole
 from embervlm.runtime.base import Floats
 from embervlm.tokens import CONTROL_IDS, IMAGE, VOCABULARY, BytePairTokenizer, TokenizerError
 from embervlm.words import padded
@@ -198,7 +198,7 @@ class OnnxRuntime:
     def encode_fleet(self, texts: Sequence[Sequence[int]]) -> OnnxFleet:
         """Encode a fleet's descriptions, given as token ids, each on its own."""
         told, heads = self.description, self.description.heads
-        whole = len(texts) <= MOST_READ_WHOLE
+        whole = reads_whole(len(texts))
         nothing = OnnxFleet(np.empty(0, np.float32), np.empty(0, np.float32), self._no_fleet())
         states: list[Floats] = []
         rows: list[list[Floats]] = [[] for _ in range(2 * told.layers)]

@@ -250,7 +250,7 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
         fleet=run.fleet if stage == 3 else None,
         max_bad_share=settings.max_bad_share,
         max_bad_steps=settings.max_bad_steps,
-        rates=None if settings.teacher is None else _rates(stage, model),
+        rates=_rates(settings, stage, model),
     )
     if is_main:
         _say_what_trains(trainer, model, run.data[stage].train, validation)
@@ -281,11 +281,13 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
     return result
 
 
-def _rates(stage: int, model: Any) -> dict[str, float] | None:
-    """How fast parts of a model learn in a stage of a run that has a teacher."""
+def _rates(settings: RunSettings, stage: int, model: Any) -> dict[str, float]:
+    """How fast the parts of a model learn that do not learn at the full rate."""
+    if settings.teacher is None:
+        return {}
     if stage == 3:
         return STUDIED_RATES
-    return None if model.config.language_pretrained else KNOWN_WORDS_RATES
+    return {} if model.config.language_pretrained else KNOWN_WORDS_RATES
 
 
 def _learn_from_teacher(run: Run, teacher: str, model: Any, processor: Any, arguments: TrainingArguments) -> Any:

@@ -67,9 +67,8 @@ def study(model: Any, tokenizer: Any, lessons: Lessons, fleet: Fleet, arguments:
     rng = random.Random(f"study/{arguments.seed}")
     prompts = [_prompt(text, tokenizer) for text in lessons.texts]
     tasks, robots = _directions(lessons.vectors), _directions(lessons.robot_vectors)
-    trained = {part: getattr(model, part) for part in STUDIED_PARTS}
     tellers = _Tellers(model.config.text_config.hidden_size, tasks.shape[1])
-    learning = nn.ModuleList([*trained.values(), tellers]).to(arguments.device)
+    learning = nn.ModuleList([*(getattr(model, part) for part in STUDIED_PARTS), tellers]).to(arguments.device)
     optimizer = optimizer_for(learning, arguments)
     steps = PASSES * math.ceil(len(prompts) / BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
+from embervlm import prompts
 from embervlm.data.collate import encode_fleet_text
 from embervlm.fleet import Fleet, Robot
-from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, modeling_embervlm, preset_config
+from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, preset_config
 from embervlm.model.modeling_embervlm import FleetState
 from embervlm.model.weights import save_folder
 from embervlm.prompts import IGNORED, chat_pieces, encode, robot_description, task_pieces
@@ -261,7 +262,7 @@ def test_the_fleet_s_order_orders_the_logits(model: Any, tokenizer: Any) -> None
 def large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether fleets of three count as so large that only the last token of a description is read."""
     if request.param:
-        monkeypatch.setattr(modeling_embervlm, "MOST_READ_WHOLE", 1)
+        monkeypatch.setattr(prompts, "MOST_READ_WHOLE", 1)
     return bool(request.param)
 
 
