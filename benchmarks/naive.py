@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from embervlm.data.collate import Example
+from embervlm.data.collate import Example, encode_fleet_text, task_rows
 from embervlm.data.images import decode_image
 from embervlm.fleet import Fleet, Robot
 from embervlm.model.modeling_embervlm import FleetState, matching_loss
-from embervlm.prompts import IGNORED, encode, robot_description, task_pieces
+from embervlm.prompts import IGNORED, encode, encode_task, robot_description, task_pieces
 from embervlm.tokens import CONTROL_IDS, END_OF_TEXT_ID, IMAGE, ROBOT_SELECTION, encode_text
 
 #: Tokens that every text is padded to, the picture's not counted: in stages 1 and 2, and in stage 3, where the fleet's
@@ -69,10 +69,12 @@ def batch_of(
     if fleet is None:
         return batch
     return batch | {
+        **encode_fleet_text(fleet, tokenizer),
         "robot_ends": torch.tensor([len(description) for description in prefix]).cumsum(0) - 1,
         "selection_index": len(before) + torch.tensor([example.selection_index for example in examples]),
         "task_index": len(before) + torch.tensor([example.task_index for example in examples]),
         "task_words": _words([example.task_words for example in examples]),
+        **task_rows([example.task for example in examples]),
         "leader_labels": torch.tensor([example.leader for example in examples]),
         "member_labels": torch.tensor([example.members for example in examples]),
     }
@@ -98,8 +100,12 @@ def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
     if "robot_ends" in batch:
         rows = torch.arange(len(states))
         for row in rows:
-            fleet = FleetState(states[row, batch["robot_ends"]], [], [])
-            leading, going = head.match_state(states[row, batch["selection_index"][row]][None], fleet)
+            described = head.text_encoder(embedding(batch["fleet_input_ids"]), batch["fleet_lengths"])
+            fleet = FleetState(states[row, batch["robot_ends"]], described, [], [])
+            by_state = head.match_state(states[row, batch["selection_index"][row]][None], fleet)
+            task = embedding(batch["task_input_ids"][row])[None]
+            by_meaning = head.match_meaning(head.text_encoder(task, batch["task_lengths"][row][None]), fleet)
+            leading, going = (first + second for first, second in zip(by_state, by_meaning, strict=True))
             leader = F.cross_entropy(leading.float(), batch["leader_labels"][row][None])
             members = F.binary_cross_entropy_with_logits(going.float(), batch["member_labels"][row][None])
             total = total + (leader + members) / len(rows)
@@ -132,7 +138,13 @@ def select(model: Any, processor: Any, fleet: Fleet, task: str, picture: Any) ->
     pixels = torch.from_numpy(processor.image_processor.pixels(decode_image(picture)))[None]
     states = run(model, ids, model.projector(model.vision(pixels)))
     model.language_model.lm_head(states)
-    leading, _ = model.robot_head.match_state(states[:, -1], FleetState(states[0, ends], [], []))
+    head, embedding = model.robot_head, model.get_input_embeddings()
+    text = encode_fleet_text(fleet, processor.tokenizer)
+    described = head.text_encoder(embedding(text["fleet_input_ids"]), text["fleet_lengths"])
+    robots = FleetState(states[0, ends], described, [], [])
+    asked = torch.tensor([encode_task(task, processor.tokenizer)])
+    meaning = head.text_encoder(embedding(asked), torch.tensor([asked.shape[1]]))
+    leading = head.match_state(states[:, -1], robots)[0] + head.match_meaning(meaning, robots)[0]
     return fleet.names[int(leading.argmax())]
 
 

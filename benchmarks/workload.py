@@ -132,6 +132,7 @@ def made_examples(count: int, tokens: int, processor: Any, fleet: Fleet | None) 
                 rng.standard_normal((3, side, side), dtype=np.float32),
                 image_words=tuple(text[:8]),
                 task_index=half - 1,
+                task=tuple(text[: half - image]),
                 task_words=tuple(text[8:16]),
                 selection_index=half,
                 leader=leads,

@@ -134,6 +134,11 @@ def task_pieces(task: str, has_image: bool) -> list[Piece]:
     return [*pieces, Piece(f"Task: {task.strip()}\n")]
 
 
+def encode_task(task: str, tokenizer: Any) -> list[int]:
+    """The token ids of a task by itself, as the robot head's text encoder reads it."""
+    return encode(task_pieces(task, has_image=False), tokenizer, image_tokens=0).input_ids
+
+
 def reasoning_pieces(requirements: str, environment: str | None) -> list[Piece]:
     """The two steps before the selection: what the task needs and what the picture shows (None: no picture)."""
     seen = Piece(f"\n{environment}", supervised=True) if environment is not None else Piece(f"\n{NO_PICTURE}")

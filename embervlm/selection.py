@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,7 +39,7 @@ from embervlm.prompts import (
     selection_text,
     task_pieces,
 )
-from embervlm.runtime.base import Floats, Reader, Runtime
+from embervlm.runtime.base import Floats, Match, Reader, Runtime
 from embervlm.runtime.onnx_model import OnnxRuntime
 from embervlm.tokens import (
     ACTION_PLAN,
@@ -50,7 +50,6 @@ from embervlm.tokens import (
     ROBOT_SELECTION,
     encode_text,
 )
-from embervlm.words import hashed_words
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +67,9 @@ MAX_ROBOT_PHASES = 2
 MIN_PICTURE_SIDE = 8
 #: Robots up to which the best clause for each is looked for among all assignments.
 MAX_ASSIGNED = 8
+#: Beyond it a logit of going along is as good as sure, and a count as good as ruled out.
+MAX_LOGIT, LEAST_COUNT = 15.0, 1e-3
+MAX_COUNT_WEIGHT = 10.0
 #: Texts that are read together.
 MAX_BATCH = 32
 #: Coverages of prediction sets: from an even bet to what ``MIN_COVERAGE_TASKS`` validation tasks can vouch for.
@@ -100,6 +102,7 @@ class Calibration:
             seen and what is only told are known with other certainty.
         clause_share: how much of a robot's logit of going along is that of the clause that most wants it, from 0 to 1;
             the rest is the whole task's.
+        count_weight: how much it counts who goes that a task's words say how many go (:func:`with_counts`).
     """
 
     temperature: float = 1.0
@@ -109,6 +112,7 @@ class Calibration:
     set_thresholds: tuple[float, ...] = ()
     with_picture: Calibration | None = None
     clause_share: float = 0.0
+    count_weight: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in ``calibration.json``."""
@@ -164,12 +168,17 @@ class Calibration:
             tuple(float(threshold) for threshold in values.get("set_thresholds", ())),
             None if of_pictures is None else cls._from_dict(of_pictures, path),
             float(values.get("clause_share", 0.0)),
+            float(values.get("count_weight", 0.0)),
         )
         shares = (made.member_threshold, made.clause_share)
-        if not (0 < made.temperature < float("inf") and all(0 <= share <= 1 for share in shares)):
+        if not (
+            0 < made.temperature < float("inf")
+            and all(0 <= share <= 1 for share in shares)
+            and 0 <= made.count_weight <= MAX_COUNT_WEIGHT
+        ):
             raise WeightsError(
-                f"{path}: temperature must be above 0, member_threshold and clause_share from 0 to 1, found"
-                f" {values!s:.200}"
+                f"{path}: temperature must be above 0, member_threshold and clause_share from 0 to 1, count_weight from"
+                f" 0 to {MAX_COUNT_WEIGHT}, found {values!s:.200}"
             )
         thresholds = made.set_thresholds
         if thresholds and not (
@@ -279,6 +288,27 @@ class Selection:
         return answer
 
 
+class Scores(NamedTuple):
+    """What the robot head says of tasks, as wholes and of their clauses.
+
+    Attributes:
+        leaders, members: logits of the tasks, (tasks, robots) each.
+        by_clause: for each task the member logits of its clauses, (clauses, robots).
+        counts: the logits of how many robots go, (tasks, counted).
+    """
+
+    leaders: Floats
+    members: Floats
+    by_clause: list[Floats]
+    counts: Floats
+
+    def of(self, places: Sequence[int]) -> Scores:
+        """Those of some of the tasks."""
+        chosen = list(places)
+        by_clause = [self.by_clause[place] for place in chosen]
+        return Scores(self.leaders[chosen], self.members[chosen], by_clause, self.counts[chosen])
+
+
 class RobotSelector:
     """Selects robots with a trained model.
 
@@ -365,17 +395,18 @@ class RobotSelector:
         clock.lap("reasoning" if reason else "task")
         writer.begin("selection")
         chosen = writer.read([CONTROL_IDS[ROBOT_SELECTION]])
-        leader_logits, whole = self.runtime.match(chosen, [hashed_words(task)], state)  # (1, robots) each
+        leader_logits, whole, counts = self.runtime.match(chosen, [task], state)  # (1, robots) twice, (1, counted)
         leading = self.leading(leader_logits, [image is not None])[0].tolist()
         order = sorted(range(len(fleet)), key=lambda index: -leading[index])
         parts = clauses(task)
 
         @cache
         def by_clause() -> Floats:  # (clauses, robots)
-            return self._logits(parts, [features] * len(parts), state)[1] if len(parts) > 1 else whole
+            return self._logits(parts, [features] * len(parts), state).members if len(parts) > 1 else whole
 
-        share = self.calibration.of(image is not None).clause_share
-        member_logits = with_clauses(whole[0], by_clause(), share) if share else whole[0]
+        calibration = self.calibration.of(image is not None)
+        member_logits = with_clauses(whole[0], by_clause(), share) if (share := calibration.clause_share) else whole[0]
+        member_logits = with_counts(member_logits, leader_logits[0], counts[0], calibration.count_weight)
         names = [fleet.names[i] for i in self._selected(leading, member_logits, image is not None)]
         clock.lap("selection")
         writer.read(encode_text(self.tokenizer, selection_text(names)))
@@ -444,8 +475,8 @@ class RobotSelector:
         """
         pictured = [image is not None for image in images]
         ask_clauses = any(self.calibration.of(each).clause_share for each in set(pictured))
-        scored = self.score_clauses(tasks, images, fleet, batch_size, progress, ask_clauses=ask_clauses)
-        return scored[0], self.going(*scored[1:], pictured)
+        scores = self.score_clauses(tasks, images, fleet, batch_size, progress, ask_clauses=ask_clauses)
+        return scores.leaders, self.going(scores, pictured)
 
     def score_clauses(
         self,
@@ -455,19 +486,15 @@ class RobotSelector:
         batch_size: int = 32,
         progress: Callable[[int], None] | None = None,
         ask_clauses: bool = True,
-    ) -> tuple[Floats, Floats, list[Floats]]:
+    ) -> Scores:
         """As :meth:`score`, with what the head says of the tasks as wholes and of their clauses apart.
 
         Args:
             tasks, images, fleet, batch_size, progress: as there.
             ask_clauses: without it each task counts as one clause, which is quicker.
-
-        Returns:
-            leader logits and member logits of the tasks, each (tasks, robots), and for each task the member logits of
-            its clauses, (clauses, robots).
         """
         fleet = fleet or self.fleet
-        leaders, members, by_clause = [], [], []
+        leaders, members, by_clause, counts = [], [], [], []
         state = self._fleet_state(fleet)
         for start in range(0, len(tasks), batch_size):
             rows = range(start, min(start + batch_size, len(tasks)))
@@ -484,15 +511,16 @@ class RobotSelector:
                 texts += own
                 features += [None if seen is None else next(pictures)] * len(own)
                 ends.append(len(texts))
-            leader, member = self._logits(texts, features, state)
+            said = self._logits(texts, features, state)
             for place, end in itertools.pairwise([0, *ends]):
-                leaders.append(leader[place])
-                members.append(member[place])
+                leaders.append(said.leaders[place])
+                members.append(said.members[place])
+                counts.append(said.counts[place])
                 # A task of one clause is that clause.
-                by_clause.append(member[min(place + 1, end - 1) : end])
+                by_clause.append(said.members[min(place + 1, end - 1) : end])
             if progress is not None:
                 progress(rows.stop)
-        return np.stack(leaders), np.stack(members), by_clause
+        return Scores(np.stack(leaders), np.stack(members), by_clause, np.stack(counts))
 
     def _see(self, pixels: Sequence[Floats]) -> list[Any]:
         found = []
@@ -500,33 +528,35 @@ class RobotSelector:
             found += self.runtime.see(pixels[start : start + MAX_BATCH])
         return found
 
-    def _logits(self, texts: Sequence[str], features: Sequence[Any | None], state: Any) -> tuple[Floats, Floats]:
-        """Leader and member logits of texts, each with its picture or None, behind a fleet: (texts, robots) each."""
+    def _logits(self, texts: Sequence[str], features: Sequence[Any | None], state: Any) -> Match:
+        """What the robot head says of texts, each with its picture or None, behind a fleet."""
         prompts = [
             [*self._prompt(text, seen is not None), CONTROL_IDS[ROBOT_SELECTION]]
             for text, seen in zip(texts, features, strict=True)
         ]
         # Those of like length together: less padding.
         order = sorted(range(len(texts)), key=lambda index: (features[index] is None, len(prompts[index])))
-        leaders, members = [], []
+        said = []
         for start in range(0, len(order), MAX_BATCH):
             rows = order[start : start + MAX_BATCH]
             states = self.runtime.states([prompts[i] for i in rows], [features[i] for i in rows], state)
-            leader, member = self.runtime.match(states, [hashed_words(texts[i]) for i in rows], state)
-            leaders.append(leader)
-            members.append(member)
+            said.append(self.runtime.match(states, [texts[i] for i in rows], state))
         back = np.argsort(order)
-        return np.concatenate(leaders)[back], np.concatenate(members)[back]
+        return Match(*(np.concatenate(each)[back] for each in zip(*said, strict=True)))
 
-    def going(self, members: Floats, by_clause: Sequence[Floats], pictured: Sequence[bool]) -> Floats:
-        """The member logits of tasks with the calibrated shares of their clauses', (tasks, robots).
+    def going(self, scores: Scores, pictured: Sequence[bool]) -> Floats:
+        """The member logits of tasks with the calibrated shares of their clauses and counts, (tasks, robots).
 
         Args:
-            members, by_clause: of :meth:`score_clauses`.
+            scores: of :meth:`score_clauses`.
             pictured: whether each task had a picture.
         """
-        shares = [self.calibration.of(each).clause_share for each in pictured]
-        return np.stack([with_clauses(*row) for row in zip(members, by_clause, shares, strict=True)])
+        going = []
+        for leaders, members, by_clause, counts, seen in zip(*scores, pictured, strict=True):
+            calibration = self.calibration.of(seen)
+            logits = with_clauses(members, by_clause, calibration.clause_share)
+            going.append(with_counts(logits, leaders, counts, calibration.count_weight))
+        return np.stack(going)
 
     def leading(self, leader_logits: ArrayLike, pictured: Sequence[bool]) -> NDArray[np.float64]:
         """The calibrated probability that each robot leads, (tasks, robots), of logits from :meth:`score`.
@@ -671,6 +701,48 @@ def with_clauses(member_logits: Floats, by_clause: Floats, share: float) -> Floa
     """
     logits: Floats = (1 - share) * member_logits + share * by_clause.max(-2)
     return logits
+
+
+def with_counts(member_logits: Floats, leader_logits: Floats, counts: Floats, weight: float) -> Floats:
+    """Member logits of which each knows how many robots go, of one task, (robots,).
+
+    Sets of robots are weighed by the odds of those in them, beside the likeliest leader, and by the likelihood of their
+    number, to the power of ``weight``; a robot's logit is then that of being in the set that goes.
+
+    Args:
+        member_logits, leader_logits: of the task, (robots,).
+        counts: the logits of 1, 2 ... or so many and more robots, (counted,).
+        weight: from 0, which changes nothing.
+    """
+    if not weight:
+        return member_logits
+    likely = np.log(np.maximum(_softmax(counts), LEAST_COUNT))
+    shares = np.exp(weight * (likely - likely.max()))  # of sets of 1, 2 ... and of all larger ones
+    odds = np.exp(np.clip(member_logits.astype(np.float64), -MAX_LOGIT, MAX_LOGIT))
+    leader = int(leader_logits.argmax())
+    found = member_logits.copy()
+    others = [robot for robot in range(len(odds)) if robot != leader]
+    for robot in others:
+        rest = odds[[other for other in others if other != robot]]
+        found[robot] = math.log(odds[robot] * _weighed(rest, shares[1:]) / _weighed(rest, shares))
+    return found
+
+
+def _weighed(odds: NDArray[np.float64], shares: NDArray[np.float64]) -> float:
+    """The sum over all sets of the products of their odds, those of no robot, one ... and more having these shares."""
+    products = np.zeros(len(shares) - 1)  # summed over the sets of one size
+    if len(products):
+        products[0] = 1.0
+        for each in odds:
+            products[1:] += each * products[:-1]
+    every = float(np.prod(1 + odds))
+    return float(shares[-1] * every + ((shares[:-1] - shares[-1]) * products).sum())
+
+
+def _softmax(logits: Floats) -> NDArray[np.float64]:
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    shares: NDArray[np.float64] = powers / powers.sum()
+    return shares
 
 
 def plan_by_clauses(parts: Sequence[str], logits: Floats, names: Sequence[str]) -> list[Phase]:

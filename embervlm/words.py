@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 #: Lengths of the parts of a word, whose ends are marked.
 PART_LENGTHS = (2, 3, 4, 5)
+#: Words also tell how many robots go: 1, 2 ... or this many and more.
+MOST_COUNTED = 4
 
 _WORD = re.compile(r"\w+")
 

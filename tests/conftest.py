@@ -95,6 +95,8 @@ def make_tiny() -> Callable[..., Any]:
             vision_config=TINY_VISION | (vision or {}),
             text_config=TINY_TEXT | text,
             tie_word_embeddings=tied,
+            text_encoder_width=32,
+            text_encoder_layers=2,
             word_places=1024,
             word_width=8,
         )
@@ -107,7 +109,7 @@ def make_tiny() -> Callable[..., Any]:
             # As if it had been fitted, without which the match by words says nothing.
             by_words = model.robot_head.by_words
             by_words.rarity.fill_(1.0)
-            for numbers in (by_words.table, by_words.leader_key, by_words.member_key):
+            for numbers in (by_words.table, by_words.leader_key, by_words.member_key, by_words.count_key):
                 numbers.normal_(std=0.3)
             by_words.known_key[:, -1] = 1.0
         return model.eval()

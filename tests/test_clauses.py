@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embervlm.clauses import LEAST_CHARACTERS, MAX_CLAUSES, bare, clauses, orders
-from embervlm.selection import MAX_ASSIGNED, Phase, own_places, plan_by_clauses, with_clauses
+from embervlm.selection import MAX_ASSIGNED, Phase, own_places, plan_by_clauses, with_clauses, with_counts
 
 
 @pytest.mark.parametrize(
@@ -129,3 +129,37 @@ def test_the_clause_that_most_wants_a_robot_has_its_share() -> None:
     assert with_clauses(task, by_clause, 0.0).tolist() == [1.0, -1.0]
     assert with_clauses(task, by_clause, 0.25).tolist() == [1.25, 0.0]
     assert with_clauses(task, by_clause, 1.0).tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("robots", [1, 2, 3, 6])
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_who_goes_knows_how_many_go(robots: int, weight: float) -> None:
+    rng = np.random.default_rng(robots)
+    members, leaders, counts = (3 * rng.standard_normal(n).astype(np.float32) for n in (robots, robots, 4))
+    found = with_counts(members, leaders, counts, weight)
+    # By going through all sets that the leader is in.
+    leader, likely = int(leaders.argmax()), np.exp(counts.astype(np.float64))
+    likely = np.maximum(likely / likely.sum(), 1e-3) ** weight
+    every, inside = 0.0, np.zeros(robots)
+    for chosen in itertools.product((0, 1), repeat=robots):
+        if chosen[leader]:
+            others = sum(logit for robot, logit in enumerate(members.tolist()) if chosen[robot] and robot != leader)
+            weighed = likely[min(sum(chosen), 4) - 1] * np.exp(others)
+            every, inside = every + weighed, inside + weighed * np.array(chosen)
+    for robot in range(robots):
+        if robot == leader:
+            assert found[robot] == members[robot]
+        else:
+            share = inside[robot] / every
+            assert found[robot] == pytest.approx(np.log(share / (1 - share)), rel=1e-4)
+
+
+def test_a_count_that_says_nothing_changes_nothing() -> None:
+    members, leaders = np.array([1.0, -2.0, 0.5], np.float32), np.array([0.0, 1.0, 3.0], np.float32)
+    assert with_counts(members, leaders, np.array([9.0, 0, 0, 0], np.float32), 0.0) is members
+    np.testing.assert_allclose(with_counts(members, leaders, np.zeros(4, np.float32), 2.0), members, rtol=1e-5)
+    # Numbers without measure stay numbers, and what is ruled out is not.
+    wild = with_counts(np.array([3e38, -3e38, 0.0], np.float32), leaders, np.array([3e38, 0, 0, 0], np.float32), 10.0)
+    assert np.isfinite(wild).all()
+    alone = with_counts(members, leaders, np.array([5.0, 0, 0, 0], np.float32), 1.0)
+    assert (alone[:2] < members[:2]).all()

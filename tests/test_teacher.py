@@ -11,29 +11,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizerFast, TrainingArguments
 
-from embervlm.data.collate import Collator, RobotTaskDataset
 from embervlm.data.robot_format import write_robot_lines
-from embervlm.data.sample import Chances, DataError, RobotSample, normalise_task
+from embervlm.data.sample import DataError, RobotSample, normalise_task
 from embervlm.evaluation.sentence_encoder import MINILM_PACKAGE
 from embervlm.fleet import Fleet, Robot
 from embervlm.folders import WeightsError
 from embervlm.model import EmberVLMProcessor
 from embervlm.model.weights import load_model
-from embervlm.prompts import IGNORED, robot_description
+from embervlm.prompts import robot_description
 from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import Calibration, RobotSelector
-from embervlm.tokens import CONTROL_IDS, ROBOT_SELECTION
 from embervlm.training import pipeline, teacher
 from embervlm.training import study as studying
 from embervlm.training.arguments import RunSettings, SettingsError, add_training_flags, settings_from
+from embervlm.training.lessons import Lessons
 from embervlm.training.study import study
-from embervlm.training.teacher import Lessons, Teacher, taught_samples, teacher_folder, word_embeddings
+from embervlm.training.teacher import Teacher, learn, teacher_folder, word_embeddings
 from embervlm.words import rarity
 
 FLEET = Fleet.default()
@@ -134,29 +133,26 @@ def test_neighbours_are_other_words_of_the_vocabulary(encoder: Path) -> None:
     assert Teacher(encoder).neighbours([]) == {}
 
 
-def taught(encoder: Path, cache: Path, **changes: Any) -> list[RobotSample]:
+def taught(encoder: Path, kept: Path, **changes: Any) -> Lessons:
     asked: dict[str, Any] = {"samples": TASKS[5:], "held_out": TASKS[:5], "texts": 40, "seed": 0} | changes
     samples, held_out = asked.pop("samples"), asked.pop("held_out")
-    return taught_samples(samples, held_out, FLEET, encoder, cache=cache, **asked)
+    return learn(samples, held_out, FLEET, encoder, kept=kept, **asked)
 
 
-def test_altered_tasks_come_with_a_judgement(encoder: Path, tmp_path: Path) -> None:
-    made = taught(encoder, tmp_path / "deep" / "cache.jsonl")
-    assert 30 <= len(made) <= 40 and [sample.id for sample in made] == [f"taught/{n}" for n in range(len(made))]
-    families = {task.family for task in TASKS}
-    for sample in made:
-        assert sample.chances is not None and sample.family in families
-        leading, going = sample.chances.leading, sample.chances.going
-        assert len(leading) == len(going) == 5
-        assert sum(leading) == pytest.approx(1, abs=0.001) and all(0 <= p <= 1 for p in going)
-        assert sample.leaders == (NAMES[int(np.argmax(leading))],)
-        expected = [name for name, p in zip(NAMES, going, strict=True) if p >= 0.5 or name in sample.leaders]
-        assert sample.selected == tuple(expected)
-    # What is validated on never comes out, though it can be made: with nothing kept back some of it does.
-    held_out = {normalise_task(sample.task) for sample in made[:10]}
-    again = taught(encoder, tmp_path / "other.jsonl", held_out=made[:10])
-    assert not held_out & {normalise_task(sample.task) for sample in again}
-    assert {sample.task for sample in again} == {sample.task for sample in made[10:]}
+def assert_same(found: Lessons, expected: Lessons) -> None:
+    for name in ("texts", "robots", "made_of"):
+        assert getattr(found, name) == getattr(expected, name)
+    for name in ("vectors", "robot_vectors", "leading", "going"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+def test_what_is_validated_on_is_no_lesson(encoder: Path, tmp_path: Path) -> None:
+    made = taught(encoder, tmp_path / "deep" / "lessons").texts
+    assert made[-35:] == [task.task for task in TASKS[5:]] and 30 <= len(made[:-35]) <= 40
+    # It can be made: with nothing kept back it is.
+    held_out = [RobotSample("h", text, NAMES[:1], NAMES[:1]) for text in made[:10]]
+    again = taught(encoder, tmp_path / "other", held_out=held_out).texts
+    assert set(again[:-35]) == set(made[10:-35])
 
 
 @pytest.fixture
@@ -171,19 +167,20 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return trained
 
 
-def test_a_judgement_is_made_once(encoder: Path, tmp_path: Path, counted: list[int]) -> None:
-    cache = tmp_path / "cache.jsonl"
-    made = taught(encoder, cache)
-    written = cache.read_bytes()
-    # Whoever reads it learns from the same numbers as who made it.
-    assert taught(encoder, cache) == made and counted == [35] and cache.read_bytes() == written
+def test_lessons_are_made_once(encoder: Path, tmp_path: Path, counted: list[int]) -> None:
+    kept = tmp_path / "lessons.safetensors"
+    made = taught(encoder, kept)
+    written = kept.read_bytes()
+    # Whoever reads them learns from the same numbers as who made them.
+    assert_same(taught(encoder, kept), made)
+    assert counted == [35] and kept.read_bytes() == written
     # Pictures and rewordings take no part, so that they change nothing.
     more = [
         RobotSample("p", "Look.", NAMES[:1], NAMES[:1], image=Path("a.png")),
         RobotSample("t/0, reworded 1", "Kindly dive.", NAMES[:1], NAMES[:1]),
     ]
-    assert taught(encoder, cache, samples=[*TASKS[5:], *more]) == made and counted == [35]
-    assert list(tmp_path.iterdir()) == [cache]
+    assert_same(taught(encoder, kept, samples=[*TASKS[5:], *more]), made)
+    assert counted == [35] and list(tmp_path.iterdir()) == [kept]
     changes: list[dict[str, Any]] = [
         {"samples": TASKS[6:]},
         {"held_out": TASKS[:4]},
@@ -192,36 +189,28 @@ def test_a_judgement_is_made_once(encoder: Path, tmp_path: Path, counted: list[i
         {"samples": [*TASKS[5:], BAKING]},
     ]
     for number, change in enumerate(changes, 2):
-        taught(encoder, cache, **change)
+        taught(encoder, kept, **change)
         assert len(counted) == number
     other = tmp_path / "encoder"
     shutil.copytree(encoder, other)
     torch.manual_seed(1)
     BertModel(BertConfig.from_pretrained(encoder)).save_pretrained(other)
-    taught(other, cache, seed=1)  # weights of the same size that are others
+    taught(other, kept, seed=1)  # weights of the same size that are others
     assert len(counted) == 7
 
 
-def test_tasks_of_other_fleets_are_learnt_and_not_judged(encoder: Path, tmp_path: Path, counted: list[int]) -> None:
-    lessons: list[Lessons] = []
-    made = taught(encoder, tmp_path / "cache.jsonl", samples=[*TASKS[5:], BAKING, BAKING], study=lessons.append)
+def test_tasks_of_other_fleets_are_learnt_too(encoder: Path, tmp_path: Path, counted: list[int]) -> None:
+    lesson = taught(encoder, tmp_path / "lessons", samples=[*TASKS[5:], BAKING, BAKING])
     assert counted == [36]
-    (lesson,) = lessons
     assert [robot.name for robot in lesson.robots] == [*NAMES, "Baker"]
     # What is altered of the run's tasks, all tasks as they are written, what is altered of others.
-    texts = [sample.task for sample in made]
     written = [sample.task for sample in [*TASKS[5:], BAKING]]
-    assert lesson.texts[: len(texts)] == texts and lesson.texts[len(texts) :][: len(written)] == written
-    more = lesson.texts[len(texts) + len(written) :]
+    start = lesson.texts.index(written[0])
+    assert 30 <= start <= 40 and lesson.texts[start:][: len(written)] == written
+    more = lesson.texts[start + len(written) :]
     assert more and all(len(text) <= len(BAKING.task) for text in more)
     assert lesson.vectors.shape == (len(lesson.texts), 16) and lesson.robot_vectors.shape == (6, 16)
     assert lesson.leading.shape == lesson.going.shape == (len(lesson.texts), 6)
-    # What comes out is about the run's five robots.
-    chances = [sample.chances.leading for sample in made if sample.chances is not None]
-    torch.testing.assert_close(torch.tensor(chances), lesson.leading[: len(made), :5].softmax(-1), rtol=0, atol=6e-5)
-    # What is in the cache has been studied.
-    taught(encoder, tmp_path / "cache.jsonl", samples=[*TASKS[5:], BAKING, BAKING], study=lessons.append)
-    assert len(lessons) == 1
 
 
 def test_a_model_learns_what_it_studies(
@@ -236,12 +225,17 @@ def test_a_model_learns_what_it_studies(
     sure = 12 * F.one_hot(leaders, 5) - 6.0
     texts = [task.task for task in TASKS]
     lessons = Lessons(texts, torch.eye(5)[leaders], FLEET.robots, torch.eye(5), sure, sure)
-    frozen = {name: tensor.clone() for name, tensor in model.vision.state_dict().items()}
     arguments = TrainingArguments(output_dir=str(tmp_path), learning_rate=5e-3, use_cpu=True, seed=3, report_to=[])
     processor = EmberVLMProcessor.for_config(model.config, tokenizer)
-    head = model.robot_head
 
-    head.by_words.table.zero_()  # so that the match by state answers alone
+    def without_the_rest(model: Any) -> None:
+        """So that the match by meaning answers alone."""
+        head = model.robot_head
+        for numbers in (head.by_words.table, head.by_state.leader_query.weight, head.by_state.leader_query.bias):
+            numbers.detach().zero_()
+
+    without_the_rest(model)
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def right() -> float:
         """The share of leaders that the head has right."""
@@ -253,54 +247,65 @@ def test_a_model_learns_what_it_studies(
     assert right() < 0.6
     study(model, tokenizer, lessons, FLEET, arguments)
     assert right() > 0.9
-    # What it looks with is as it was.
-    assert all(torch.equal(tensor, frozen[name]) for name, tensor in model.vision.state_dict().items())
+    # What it looks and writes with is as it was.
+    learnt = (
+        "robot_head.text_encoder.",
+        "robot_head.by_meaning.",
+        "language_model.transformer.wte.",
+        "language_model.lm_head.",
+    )
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, kept[name])}
+    assert changed and all(name.startswith(learnt) for name in changed)
     again = make_tiny()
-    again.robot_head.by_words.table.zero_()
+    without_the_rest(again)
     study(again, tokenizer, lessons, FLEET, arguments)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda whole: whole[: len(whole) // 2],
-    "lines lost": lambda whole: b"\n".join(whole.split(b"\n")[:-3]) + b"\n",
     "empty": lambda whole: b"",
     "binary": lambda whole: bytes(range(256)),
-    "no object": lambda whole: b"[1]\n" + whole,
-    "no key": lambda whole: whole.replace(b'"leading"', b'"leeding"'),
-    "null": lambda whole: whole.replace(b'"going": [', b'"going": null, "x": ['),
+    "no tensor": lambda whole: whole.replace(b'"going"', b'"goinn"'),
+    "other shapes": lambda whole: (
+        whole.replace(b'"leading"', b'"XXXXXXX"')
+        .replace(b'"vectors"', b'"leading"')
+        .replace(b'"XXXXXXX"', b'"vectors"')
+    ),
+    "no texts": lambda whole: whole.replace(b'["', b"[[", 1),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
-def test_a_damaged_judgement_is_made_anew(
+def test_damaged_lessons_are_made_anew(
     damage: Callable[[bytes], bytes],
     encoder: Path,
     tmp_path: Path,
     counted: list[int],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    cache = tmp_path / "cache.jsonl"
-    made = taught(encoder, cache, texts=8)
-    whole = cache.read_bytes()
-    cache.write_bytes(damage(whole))
+    kept = tmp_path / "lessons.safetensors"
+    made = taught(encoder, kept, texts=8)
+    whole = kept.read_bytes()
+    assert damage(whole) != whole
+    kept.write_bytes(damage(whole))
     with caplog.at_level(logging.WARNING, logger="embervlm"):
-        assert taught(encoder, cache, texts=8) == made
+        assert_same(taught(encoder, kept, texts=8), made)
     (line,) = [record.getMessage() for record in caplog.records if "teacher" in record.getMessage()]
-    assert line.startswith(f"teacher: {cache} is damaged (") and line.endswith("); it is made anew")
+    assert line.startswith(f"teacher: {kept} is damaged (") and line.endswith("); it is made anew")
     assert "\n" not in line
-    assert counted == [35, 35] and cache.read_bytes() == whole
+    assert counted == [35, 35] and kept.read_bytes() == whole
 
 
 def test_tasks_that_give_nothing(encoder: Path, tmp_path: Path, counted: list[int]) -> None:
     # No word of Latin letters to replace, nor a text long enough.
     short = [RobotSample("s", "電車を見て。", NAMES[:1], NAMES[:1])]
-    assert taught(encoder, tmp_path / "cache.jsonl", samples=short) == []
-    assert taught(encoder, tmp_path / "cache.jsonl", samples=short) == [] and counted == [1]
+    for _ in range(2):
+        lessons = taught(encoder, tmp_path / "lessons", samples=short)
+        assert lessons.texts == ["電車を見て。"]
+    assert counted == [1]
     with pytest.raises(DataError, match="a teacher learns from tasks without pictures, and the training data have"):
-        taught(
-            encoder, tmp_path / "cache.jsonl", samples=[RobotSample("p", "Look.", NAMES[:1], NAMES[:1], image=Path())]
-        )
+        taught(encoder, tmp_path / "lessons", samples=[RobotSample("p", "Look.", NAMES[:1], NAMES[:1], image=Path())])
 
 
 def test_token_embeddings_that_know_the_words(encoder: Path) -> None:
@@ -385,28 +390,6 @@ def test_the_flags(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
 
 
-def test_what_a_teacher_judged_is_learnt_and_not_written(tiny_selector: Any) -> None:
-    chances = Chances((0.1, 0.2, 0.3, 0.4, 0.0), (0.5, 0.25, 0.75, 1.0, 0.0))
-    other = Fleet([Robot("Baker", ("bread",)), Robot("Mower", ("lawns",))])
-    samples = [
-        RobotSample("taught/0", "Film the reef.", (NAMES[3],), (NAMES[3], NAMES[2]), chances=chances),
-        RobotSample("o", "Bake.", ("Baker",), ("Baker",), fleet=other),
-    ]
-    for augment in (True, False):
-        dataset = RobotTaskDataset(samples, tiny_selector.processor, FLEET, augment=augment, seed=0)
-        for epoch in range(10):
-            dataset.set_epoch(epoch)
-            example = dataset[0]
-            assert (example.leader, example.members, example.robots) == (chances.leading, chances.going, ())
-            assert set(example.encoded.labels) == {IGNORED}
-            assert example.encoded.input_ids[-1] == CONTROL_IDS[ROBOT_SELECTION]
-        # Beside a task of another fleet it keeps its own five robots and what was said of them.
-        batch = Collator(dataset.tokenizer, FLEET, dataset.other_robots)([dataset[0], dataset[1]])
-        assert batch["fleet_mask"][0].tolist() == [True] * 5 + [False] * (batch["fleet_mask"].shape[1] - 5)
-        torch.testing.assert_close(batch["leader_labels"][0, :5], torch.tensor(chances.leading))
-        torch.testing.assert_close(batch["member_labels"][0, :5], torch.tensor(chances.going))
-
-
 def test_stage_3_learns_from_a_teacher(
     encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,12 +407,15 @@ def test_stage_3_learns_from_a_teacher(
     output = tmp_path / "out"
     with caplog.at_level(logging.INFO, logger="embervlm"):
         final = pipeline.run(settings(output, tmp_path / "data", *more))
-    head, *lines = (output / "stage3" / pipeline.TAUGHT_FILE).read_text().splitlines()
-    assert json.loads(head)["texts"] == len(lines) and 20 <= len(lines) <= 30
+    kept = output / "stage3" / pipeline.LESSONS_FILE
+    with safe_open(kept, "pt") as file:
+        made_of = file.metadata()["embervlm-lessons/1"]
+    studied = output / "stage3" / pipeline.STUDIED_FOLDER
+    assert json.loads((studied / "metrics.json").read_text()) == {"lessons": made_of}
     metrics = json.loads((final / "metrics.json").read_text())
-    # 36 training tasks, each as written and once reworded, and what the teacher judged.
+    # 36 training tasks, each as written and once reworded.
     assert metrics["stage3"]["validation_samples"] == 4 and metrics["stage3"]["steps"] == 2
-    assert metrics["stage3"]["train_samples"] == 72 + len(lines)
+    assert metrics["stage3"]["train_samples"] == 72
 
     # A language model from nothing starts with what the encoder knows, in as many columns as that has.
     start, end = load_model(output / "start"), load_model(final)
@@ -453,7 +439,17 @@ def test_stage_3_learns_from_a_teacher(
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="embervlm"):
         pipeline.run(settings(output, tmp_path / "data", *more, "--resume", "auto"))
-    assert f"{len(lines)} judged texts are in {output / 'stage3' / pipeline.TAUGHT_FILE} already" in caplog.text
+    assert f"in {kept} already" in caplog.text and "study" not in caplog.text
+
+    # Nor is what was learnt of other lessons taken for what is learnt of these.
+    shutil.rmtree(final)
+    shutil.rmtree(output / "stage3" / "final")
+    caplog.clear()
+    more = (*more[:-3], "31", *more[-2:])
+    with caplog.at_level(logging.INFO, logger="embervlm"):
+        pipeline.run(settings(output, tmp_path / "data", *more, "--resume", "auto"))
+    assert "it is made anew" in caplog.text
+    assert json.loads((studied / "metrics.json").read_text())["lessons"] != made_of
 
 
 def test_minilm_where_it_is_installed() -> None:

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
-from embervlm.data.sample import Chances, RobotSample
+from embervlm.data.sample import RobotSample
 from embervlm.fleet import Fleet, Robot
 from embervlm.model import EmberVLMProcessor
 from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import Calibration, RobotSelector
 from embervlm.training import words_fit
 from embervlm.training.words_fit import _factored, _features, _regressed, fit_words
-from embervlm.words import hashed_words, padded, rarity
+from embervlm.words import MOST_COUNTED, hashed_words, padded, rarity
 
 FLEET = Fleet(
     [Robot("Drone", ("aerial navigation",)), Robot("Boat", ("towing", "diving")), Robot("Cart", ("heavy crates",))]
@@ -62,10 +63,26 @@ def test_the_fit_is_a_regression_of_the_words(selector: RobotSelector) -> None:
     texts = [task.task for task in TASKS]
     features = _features(texts, match)
     leaders = torch.tensor([[float(name in s.leaders) for name in FLEET.names] for s in TASKS])
-    weights, biases = _regressed(features, leaders, leaders)
+    alone = F.one_hot(torch.zeros(len(TASKS), dtype=torch.long), MOST_COUNTED).float()
+    weights, biases = _regressed(features, leaders, alone, leaders)
     logits = features.to_dense() @ weights + biases
-    found = torch.cat(by_words(selector, texts), 1)
-    torch.testing.assert_close(found, logits, rtol=0.02, atol=0.05)
+    leader, member = by_words(selector, texts)
+    counts = match.counts(match.vectors(*map(torch.from_numpy, padded([hashed_words(text) for text in texts]))))
+    torch.testing.assert_close(torch.cat([leader, counts, member], 1), logits, rtol=0.02, atol=0.05)
+    assert (counts.softmax(-1)[:, 0] > 0.9).all()
+
+
+def test_words_tell_how_many_go(selector: RobotSelector) -> None:
+    both = [
+        RobotSample(f"b{n}", f"{s.task}, then see to it together", s.leaders, FLEET.names[:2])
+        for n, s in enumerate(TASKS)
+    ]
+    every = [RobotSample(f"e{n}", f"{s.task}, all of you", s.leaders, FLEET.names) for n, s in enumerate(TASKS)]
+    fit_words(selector, [*TASKS, *both, *every], [])
+    match = selector.model.robot_head.by_words
+    new = ["Mend the roof", "Mend the roof, then see to it together", "Mend the roof, all of you"]
+    counts = match.counts(match.vectors(*map(torch.from_numpy, padded([hashed_words(text) for text in new]))))
+    assert counts.argmax(-1).tolist() == [0, 1, 2] and (counts.softmax(-1)[:, 3] < 0.05).all()
 
 
 def test_the_regression_is_scikit_learn_s() -> None:
@@ -75,15 +92,22 @@ def test_the_regression_is_scikit_learn_s() -> None:
     classes = rng.integers(0, 3, 80)
     goes = rng.integers(0, 2, (80, 3))
     weights, biases = _regressed(
-        torch.from_numpy(features).to_sparse_coo(), torch.eye(3)[classes], torch.from_numpy(goes).float()
+        torch.from_numpy(features).to_sparse_coo(),
+        torch.eye(3)[classes],
+        torch.eye(2)[goes[:, 0]],
+        torch.from_numpy(goes).float(),
     )
+    count = linear_model.LogisticRegression(C=2 * words_fit.C, max_iter=5000, tol=1e-8)
+    expected = count.fit(features, goes[:, 0]).predict_proba(features)
     settings = {"C": words_fit.C, "max_iter": 5000, "tol": 1e-8}
     softmax = linear_model.LogisticRegression(**settings).fit(features, classes)
     ours = torch.softmax(torch.from_numpy(features) @ weights[:, :3] + biases[:3], -1)
     np.testing.assert_allclose(ours, softmax.predict_proba(features), atol=5e-3)
+    ours = torch.softmax(torch.from_numpy(features) @ weights[:, 3:5] + biases[3:5], -1)
+    np.testing.assert_allclose(ours, expected, atol=5e-3)
     for robot in range(3):
         sigmoid = linear_model.LogisticRegression(**settings).fit(features, goes[:, robot])
-        ours = torch.sigmoid(torch.from_numpy(features) @ weights[:, 3 + robot] + biases[3 + robot])
+        ours = torch.sigmoid(torch.from_numpy(features) @ weights[:, 5 + robot] + biases[5 + robot])
         np.testing.assert_allclose(ours, sigmoid.predict_proba(features)[:, 1], atol=5e-3)
 
 
@@ -130,7 +154,6 @@ def test_validation_weighs_the_words(selector: RobotSelector, monkeypatch: pytes
 
 
 def test_without_tasks_of_the_fleet_words_stay_silent(selector: RobotSelector) -> None:
-    judged = replace(TASKS[0], chances=Chances((1.0, 0.0, 0.0), (1.0, 0.0, 0.0)))
-    fit_words(selector, [judged], [])
+    fit_words(selector, [replace(TASKS[0], fleet=FLEET)], [])
     leader, member = by_words(selector, ["Film the roof"])
     assert not leader.any() and not member.any()

@@ -36,6 +36,7 @@ from embervlm.prompts import (
     Piece,
     chat_pieces,
     encode,
+    encode_task,
     end_pieces,
     grounds_pieces,
     plan_pieces,
@@ -76,6 +77,7 @@ class Example:
         selection_index: the place at which the robot head reads; None in stages 1 and 2.
         image_words: tokens of what is said about the picture, each once; empty where nothing is.
         task_index: the task's last place; None in stages 1 and 2.
+        task: the tokens of the task by itself; empty in stages 1 and 2.
         task_words: tokens of what the task requires, each once; empty where the data do not say.
         leader, members: one number a robot, as the model's ``leader_labels`` and ``member_labels``.
         robots: whom these stand for, all of them the task's own, around whom the batch puts a fleet together; empty
@@ -89,6 +91,7 @@ class Example:
     pixels: NDArray[np.float32] | None
     image_words: tuple[int, ...] = ()
     task_index: int | None = None
+    task: tuple[int, ...] = ()
     task_words: tuple[int, ...] = ()
     selection_index: int | None = None
     leader: tuple[float, ...] = ()
@@ -293,9 +296,8 @@ class RobotTaskDataset(_SampleDataset):
 
     def _example(self, index: int) -> Example:
         sample, rng = self.samples[index], self._random(index)
-        # What a teacher judges need not make sense, so that it is not learnt to be written.
         text_share = PLAN_TEXT_SHARE if sample.plan else TEXT_SHARE
-        with_text = (not self.augment or rng.random() < text_share) and sample.chances is None
+        with_text = not self.augment or rng.random() < text_share
         with_reasoning = self.augment and with_text and rng.random() < REASONING_SHARE
         with_image = sample.image is not None and not (self.augment and rng.random() < PICTURE_DROPOUT)
         leader = rng.randrange(len(sample.leaders))
@@ -320,16 +322,16 @@ class RobotTaskDataset(_SampleDataset):
         if not with_text:
             cut = selection_index + 1
             encoded = Encoded(encoded.input_ids[:cut], [IGNORED] * cut)
+        task = encode_task(sample.task, self.tokenizer)
         names = [robot.name for robot in robots or self.fleet]
         leading = tuple((name in sample.leaders) / len(sample.leaders) for name in names)
         going = tuple(float(name in sample.selected) for name in names)
-        if sample.chances is not None:
-            leading, going = sample.chances.leading, sample.chances.going
         return Example(
             encoded,
             self._pixels(sample.image, rng) if with_image else None,
             self._words(sample.reasoning.environment if with_image and sample.reasoning else ""),
-            task_index=self._task_length(sample, with_image) - 1,
+            task_index=len(task) + (self.image_tokens if with_image else 0) - 1,
+            task=tuple(task),
             task_words=self._words(sample.reasoning.requirements if sample.reasoning else ""),
             selection_index=selection_index,
             leader=leading,
@@ -337,9 +339,6 @@ class RobotTaskDataset(_SampleDataset):
             robots=robots,
             lot=played.lot,
         )
-
-    def _task_length(self, sample: RobotSample, with_image: bool) -> int:
-        return len(self._encode(task_pieces(sample.task, with_image)).input_ids)
 
 
 def vary(image: Image.Image, rng: random.Random, largest: int) -> Image.Image:
@@ -397,6 +396,11 @@ def encode_fleet_text(fleet: Iterable[Robot], tokenizer: Any) -> dict[str, Tenso
     return _fleet_rows([encode_text(tokenizer, robot_description(robot)) for robot in fleet])
 
 
+def task_rows(tasks: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Tasks' tokens (:func:`embervlm.prompts.encode_task`) as the model's ``task_input_ids`` and ``task_lengths``."""
+    return {"task_input_ids": _pad(tasks, 0), "task_lengths": torch.tensor([len(task) for task in tasks])}
+
+
 def _fleet_rows(descriptions: Sequence[list[int]], robots: int | None = None) -> dict[str, Tensor]:
     # Any id will do behind a description; transformers would warn about that of the padding token.
     ids = _pad(descriptions, 0)
@@ -448,6 +452,7 @@ class Collator:
         if self.fleet is not None:
             batch["task_index"] = torch.tensor([example.task_index for example in examples])
             batch |= _words("task_words", [example.task_words for example in examples])
+            batch |= task_rows([example.task for example in examples])
             batch["selection_index"] = torch.tensor([example.selection_index for example in examples])
             if any(example.robots for example in examples):
                 return batch | self._fleets(examples, self.fleet)

@@ -119,8 +119,6 @@ def cast(
         varied: whether tasks of the run's fleet get other robots at all.
     """
     drawn, lot = rng.random(), rng.getrandbits(32)
-    if sample.chances is not None:
-        return Cast(sample)
     if sample.fleet is not None:
         return Cast(sample, tuple(sample.fleet[name] for name in sample.selected), lot)
     roles = {name: fleet[name] for name in sample.selected}

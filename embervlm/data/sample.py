@@ -95,19 +95,6 @@ class Reasoning:
 
 
 @dataclass(frozen=True, slots=True)
-class Chances:
-    """What a teacher says of a task, a probability for each robot of the run's fleet, in its order.
-
-    Attributes:
-        leading: that it leads; they sum to 1.
-        going: that it goes along.
-    """
-
-    leading: tuple[float, ...]
-    going: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class RobotSample:
     """One robot task of stage 3.
 
@@ -122,7 +109,6 @@ class RobotSample:
         family: which tasks are versions of one another, for splits that keep them together; None where not known.
         voice: in whose manner the task is worded, for splits by it; None where not known.
         suitable: the robots that could lead well enough, leaders included, in the fleet's order; empty where not known.
-        chances: a teacher's judgement, learnt instead of ``leaders`` and ``selected``; None for a written label.
         fleet: whose robots these are; None for those of the run's fleet. The samples of a file share one object.
     """
 
@@ -136,7 +122,6 @@ class RobotSample:
     family: str | None = None
     voice: str | None = None
     suitable: tuple[str, ...] = ()
-    chances: Chances | None = None
     fleet: Fleet | None = field(default=None, repr=False)
 
 

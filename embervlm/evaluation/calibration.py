@@ -18,19 +18,19 @@ from torch.nn import functional as F
 
 from embervlm.data.sample import RobotSample
 from embervlm.evaluation.metrics import exact_set, leader_accuracy, leader_shares
-from embervlm.runtime.base import Floats
 from embervlm.selection import (
     COVERAGE_PERCENTS,
     MIN_COVERAGE_TASKS,
     Calibration,
     RobotSelector,
+    Scores,
     fleet_mark,
     set_scores,
-    with_clauses,
 )
 
-#: Shares of a task's clauses in its member logits among which the calibration chooses.
+#: Shares of a task's clauses in its member logits, and weights of how many go, among which the calibration chooses.
 CLAUSE_SHARES = (0.0, 0.2, 0.35, 0.5, 0.65, 0.8)
+COUNT_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
 
 
 def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[Calibration, dict[str, Any]]:
@@ -41,21 +41,20 @@ def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[
     Returns:
         the calibration, and the accuracies on ``samples``.
     """
-    leaders, members, by_clause = selector.score_clauses([s.task for s in samples], [s.image for s in samples])
-    wanting = np.stack([each.max(0) for each in by_clause])  # (tasks, robots)
+    scores = selector.score_clauses([s.task for s in samples], [s.image for s in samples])
     pictured = [s.image is not None for s in samples]
     kinds = [[place for place, each in enumerate(pictured) if each is kind] for kind in (False, True)]
 
     def fit(places: Sequence[int]) -> Calibration:
         own = [samples[place] for place in places]
-        return _fit(selector, own, leaders[places], members[places], wanting[places])
+        return _fit(selector, own, scores.of(places))
 
     if min(map(len, kinds)) >= MIN_COVERAGE_TASKS:
         told, seen = map(fit, kinds)
         selector.calibration = replace(told, with_picture=seen)
     else:
         selector.calibration = fit(range(len(samples)))
-    selected = selector.selected_names(leaders, selector.going(members, by_clause, pictured), pictured)
+    selected = selector.selected_names(scores.leaders, selector.going(scores, pictured), pictured)
     measured: dict[str, Any] = {
         "tasks": len(samples),
         "leader_accuracy": leader_accuracy([robots[0] for robots in selected], [s.leaders for s in samples]),
@@ -64,29 +63,33 @@ def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[
     return selector.calibration, measured
 
 
-def _fit(
-    selector: RobotSelector, samples: Sequence[RobotSample], leaders: Floats, members: Floats, wanting: Floats
-) -> Calibration:
-    """Args: logits of the tasks as wholes, and the member logits of the clause that most wants each robot."""
+def _fit(selector: RobotSelector, samples: Sequence[RobotSample], scores: Scores) -> Calibration:
     names = selector.fleet.names
     labels = torch.from_numpy(leader_shares(samples, selector.fleet))
-    temperature = fit_temperature(torch.from_numpy(leaders), labels)
-    leading = torch.softmax(torch.from_numpy(leaders).double() / temperature, -1).tolist()
+    temperature = fit_temperature(torch.from_numpy(scores.leaders), labels)
+    leading = torch.softmax(torch.from_numpy(scores.leaders).double() / temperature, -1).tolist()
     right = [[place for place, name in enumerate(names) if name in s.leaders] for s in samples]
     fitted = Calibration(
         temperature, samples=len(samples), fleet=fleet_mark(selector.fleet), set_thresholds=fit_sets(leading, right)
     )
     expected, unpictured = [s.selected for s in samples], [False] * len(samples)
-    # Ties go to the smaller share, and to the threshold nearest to a half.
+    kinds = [[len(robots) > 1 for robots in expected].count(kind) for kind in (False, True)]
+    # One robot and several count the same, of which tasks seldom have as many.
+    weights = [1 / kinds[len(robots) > 1] for robots in expected]
+    # Ties go to the smaller weight and share, and to the threshold nearest to a half.
     thresholds = sorted((step / 20 for step in range(2, 19)), key=lambda threshold: abs(threshold - 0.5))
-    best, rule = -1.0, (0.0, 0.5)
-    for share, threshold in itertools.product(CLAUSE_SHARES, thresholds):
-        selector.calibration = replace(fitted, member_threshold=threshold)
-        going = with_clauses(members, wanting[:, None], share)
-        reached = exact_set(selector.selected_names(leaders, going, unpictured), expected)
-        if reached > best:
-            best, rule = reached, (share, threshold)
-    return replace(fitted, clause_share=rule[0], member_threshold=rule[1])
+    best, rule = -1.0, fitted
+    for weight, share in itertools.product(COUNT_WEIGHTS, CLAUSE_SHARES):
+        selector.calibration = replace(fitted, clause_share=share, count_weight=weight)
+        going = selector.going(scores, unpictured)
+        for threshold in thresholds:
+            selector.calibration = replace(selector.calibration, member_threshold=threshold)
+            selected = selector.selected_names(scores.leaders, going, unpictured)
+            hits = [set(found) == set(wanted) for found, wanted in zip(selected, expected, strict=True)]
+            reached = round(float(np.average(hits, weights=weights)), 9)
+            if reached > best:
+                best, rule = reached, selector.calibration
+    return rule
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

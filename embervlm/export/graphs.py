@@ -1,8 +1,9 @@
 """The trained model as ONNX graphs, each a module over its parameters that is traced once; ``runtime`` runs them.
 
 They stand to each other as the parts of the model do: picture -> ``vision`` -> ``language`` (fleets, prompts and every
-further token) -> ``vocabulary`` (what comes next) and, with the hashed words of ``words`` and what ``fleet`` keeps of a
-fleet, -> ``selection`` (who goes). The tables of tokens and words are put in afterwards (``tables.py``).
+further token) -> ``vocabulary`` (what comes next) and, with what ``meaning`` and ``words`` read of the task and what
+``fleet`` keeps of a fleet, -> ``selection`` (who goes). The tables of tokens and words are put in afterwards
+(``tables.py``).
 """
 
 from __future__ import annotations
@@ -147,6 +148,33 @@ class Language(nn.Module):
         return x.gather(1, at[:, None, None].expand(-1, 1, self.width))
 
 
+class Meaning(nn.Module):
+    """The robot head's text encoder."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(model.robot_head.text_encoder)
+        for block in self.encoder.blocks:
+            for name in ("attention_in", "attention_out", "mlp_up", "mlp_down"):
+                setattr(block, name, _Product(getattr(block, name)))
+
+    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """Rows of the table of tokens, (texts, tokens, width), and the texts' lengths -> (texts, encoder's width)."""
+        vectors: Tensor = self.encoder(rows, lengths)
+        return vectors
+
+
+class _Product(nn.Module):
+    """A linear layer as :func:`_linear` has it."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _linear(x, self.weight.T, self.bias)
+
+
 class Words(nn.Module):
     """The vectors of texts by their hashed words."""
 
@@ -164,35 +192,39 @@ class Words(nn.Module):
 
 
 class Fleet(nn.Module):
-    """What the robot head keeps of a fleet: the keys of both matches side by side."""
+    """What the robot head keeps of a fleet: the keys of all matches side by side."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.head = model.robot_head
 
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """(robots, width) -> leader and member keys, each (width + word width + 1, robots)."""
-        by_state, by_words = self.head.by_state, self.head.by_words
-        robots = self.head.robot_norm(states)
-        leader_by_words, member_by_words = by_words.keys(robots)
-        leader = torch.cat([by_state.leader_key(robots) * by_state.scale, leader_by_words], -1)
-        member = torch.cat([by_state.member_key(robots) * by_state.scale, member_by_words], -1)
-        return leader.T, member.T
+    def forward(self, states: Tensor, meanings: Tensor) -> tuple[Tensor, Tensor]:
+        """Robots' states and meanings -> leader and member keys, (all matches' widths, robots) each."""
+        head, robots = self.head, self.head.robot_norm(states)
+        compared = ((head.by_state, robots), (head.by_meaning, meanings))
+        leader_by_words, member_by_words = head.by_words.keys(robots)
+        leader = [match.leader_key(given) * match.scale for match, given in compared]
+        member = [match.member_key(given) * match.scale for match, given in compared]
+        return torch.cat([*leader, leader_by_words], -1).T, torch.cat([*member, member_by_words], -1).T
 
 
 class Selection(nn.Module):
-    """The robot head: who leads and who goes along."""
+    """The robot head: who leads, who goes along and how many go."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.head = model.robot_head
 
-    def forward(self, state: Tensor, words: Tensor, leader_keys: Tensor, member_keys: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, width), (batch, word width) and a fleet's keys -> leader and member logits, each (batch, robots)."""
-        state, words = self.head.state_norm(state), F.pad(words, (0, 1), value=1.0)
-        leader = torch.cat([self.head.by_state.leader_query(state), words], -1) @ leader_keys
-        member = torch.cat([self.head.by_state.member_query(state), words], -1) @ member_keys
-        return leader, member
+    def forward(
+        self, state: Tensor, meanings: Tensor, words: Tensor, leader_keys: Tensor, member_keys: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What each match reads of tasks, (batch, its width), and a fleet's keys -> leaders, members and counts."""
+        head, counts = self.head, self.head.by_words.counts(words)
+        words = F.pad(words, (0, 1), value=1.0)
+        compared = ((head.by_state, head.state_norm(state)), (head.by_meaning, meanings))
+        leader = torch.cat([*(match.leader_query(given) for match, given in compared), words], -1) @ leader_keys
+        member = torch.cat([*(match.member_query(given) for match, given in compared), words], -1) @ member_keys
+        return leader, member, counts
 
 
 def graphs(model: Any) -> list[Graph]:
@@ -204,6 +236,8 @@ def graphs(model: Any) -> list[Graph]:
     text, size = model.config.text_config, model.config.vision_config.image_size
     width, heads, layers = text.n_embd, text.n_head, text.n_layer
     word_width, visual = model.config.word_width, model.config.vision_config.image_tokens
+    meaning = model.config.text_encoder_width
+    every = width + meaning + word_width + 1
     batch, tokens, before, robots, fleet_tokens, words = 2, 5, 3, 4, 7, 6
     kept: dict[str, Tensor] = {}
     kept_axes: dict[str, dict[int, str]] = {}
@@ -248,6 +282,13 @@ def graphs(model: Any) -> list[Graph]:
             },
         ),
         Graph(
+            "meaning",
+            Meaning(model),
+            {"rows": torch.zeros(batch, tokens, width), "lengths": torch.tensor([tokens, before])},
+            ["vectors"],
+            {"rows": rows, "lengths": {0: "batch"}},
+        ),
+        Graph(
             "words",
             Words(model),
             {
@@ -261,22 +302,24 @@ def graphs(model: Any) -> list[Graph]:
         Graph(
             "fleet",
             Fleet(model),
-            {"states": torch.zeros(robots, width)},
+            {"states": torch.zeros(robots, width), "meanings": torch.zeros(robots, meaning)},
             ["leader_keys", "member_keys"],
-            {"states": {0: "robots"}},
+            {"states": {0: "robots"}, "meanings": {0: "robots"}},
         ),
         Graph(
             "selection",
             Selection(model),
             {
                 "state": torch.zeros(2, width),
+                "meanings": torch.zeros(2, meaning),
                 "words": torch.zeros(2, word_width),
-                "leader_keys": torch.zeros(width + word_width + 1, robots),
-                "member_keys": torch.zeros(width + word_width + 1, robots),
+                "leader_keys": torch.zeros(every, robots),
+                "member_keys": torch.zeros(every, robots),
             },
-            ["leader_logits", "member_logits"],
+            ["leader_logits", "member_logits", "count_logits"],
             {
                 "state": {0: "batch"},
+                "meanings": {0: "batch"},
                 "words": {0: "batch"},
                 "leader_keys": {1: "robots"},
                 "member_keys": {1: "robots"},

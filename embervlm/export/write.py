@@ -40,8 +40,8 @@ QUANTIZE = ("none", "int8")
 TABLE_BITS = (4, 8)
 #: Points of leader accuracy that a quantised model may lose.
 MOST_LOST = 1.0
-#: Graphs whose products with weights are quantised; the robot head decides, and is small.
-_IN_BYTES = ("vision", "language")
+#: Graphs whose products with weights are quantised; the rest decides, and is small.
+_IN_BYTES = ("vision", "language", "meaning")
 _TYPES = {"tensor(float)": TensorProto.FLOAT, "tensor(int64)": TensorProto.INT64}
 
 
@@ -141,7 +141,7 @@ def write_graphs(folder: Path, model: Any, processor: Any, quantize: str = "none
         if quantize != "none":
             made = in_bytes(made) if graph.name in _IN_BYTES else made
             halve(made)
-        if graph.name == "language":
+        if graph.name in ("language", "meaning"):
             look_up(made, tokens, "ids", "rows", beside=True)
         elif graph.name == "words":
             look_up(made, words, "places", "rows", beside=False)
@@ -166,6 +166,7 @@ def _described(model: Any, processor: Any, quantize: str) -> Description:
         image_tokens=config.vision_config.image_tokens,
         image_mean=tuple(map(float, images.image_mean)),
         image_std=tuple(map(float, images.image_std)),
+        text_encoder_width=config.text_encoder_width,
         word_places=config.word_places,
         word_width=config.word_width,
         prompt_version=config.prompt_version,

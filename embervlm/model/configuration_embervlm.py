@@ -51,6 +51,8 @@ class EmberVLMConfig(PreTrainedConfig):  # type: ignore[misc]
         robot_selection_token_id: the token at which the robot head reads.
         vision_pretrained: whether the encoder's weights were trained before; if not, stage 1 trains it too.
         language_pretrained: whether the language model's were; if not, a teacher's words may be what it starts with.
+        text_encoder_width: of the robot head's text encoder (:mod:`embervlm.model.text_encoder`), a multiple of 32.
+        text_encoder_layers: its blocks.
         word_places: rows of the robot head's table of hashed words (:mod:`embervlm.words`), an even number.
         word_width: its columns.
         prompt_version: the wording (``prompts.PROMPT_VERSION``) that the weights were trained with.
@@ -65,6 +67,8 @@ class EmberVLMConfig(PreTrainedConfig):  # type: ignore[misc]
     robot_selection_token_id: int = CONTROL_IDS[ROBOT_SELECTION]
     vision_pretrained: bool = False
     language_pretrained: bool = False
+    text_encoder_width: int = 128
+    text_encoder_layers: int = 4
     word_places: int = 131_072
     word_width: int = 16
     prompt_version: int = PROMPT_VERSION
@@ -102,7 +106,7 @@ PRETRAINED_VISION = {"ember": "timm/repvit_m0_9.dist_450e_in1k", "spark": "none"
 
 
 def preset_config(name: str) -> EmberVLMConfig:
-    """The configuration of a preset: ``ember`` (37M parameters) or ``spark`` (8M, for laptops, tests and the demo).
+    """The configuration of a preset: ``ember`` (38M parameters) or ``spark`` (9M, for laptops, tests and the demo).
 
     Raises:
         ValueError: there is no such preset.

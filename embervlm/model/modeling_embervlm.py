@@ -3,7 +3,8 @@
 The fleet is not part of the token sequence. Each robot's description is encoded on its own, from position 0; the keys
 and values of all descriptions are the constant start that every prompt attends to, and the last state of each
 description is that robot's key. So the order of a fleet does not matter, a fleet is encoded once and reused, and its
-length takes none of the prompt's positions.
+length takes none of the prompt's positions. What tasks and descriptions mean as texts, an encoder of its own reads
+beside that.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from transformers.modeling_outputs import ModelOutput
 from embervlm.model.configuration_embervlm import EmberVLMConfig
 from embervlm.model.head_loss import head_loss
 from embervlm.model.repvit import RepViT
+from embervlm.model.text_encoder import TextEncoder
 from embervlm.prompts import IGNORED, reads_whole
+from embervlm.words import MOST_COUNTED
 
 #: What cosine similarities are divided by in :func:`matching_loss`.
 MATCHING_TEMPERATURE = 0.07
@@ -38,11 +41,13 @@ class FleetState:
 
     Attributes:
         robot_states: the last state of each description, (robots, width).
+        robot_meanings: the text encoder's vectors of the descriptions, (robots, text encoder's width).
         keys, values: of every layer, the descriptions' tokens that prompts read, one after another, (1, heads, fleet
             tokens, head width).
     """
 
     robot_states: Tensor
+    robot_meanings: Tensor
     keys: list[Tensor]
     values: list[Tensor]
 
@@ -67,8 +72,8 @@ class EmberVLMOutput(ModelOutput):  # type: ignore[misc]
         loss: the sum of the parts below that could be computed.
         logits: (batch, kept places, vocabulary); None when labels were given.
         past_key_values: the cache, when asked for.
-        leader_logits: (batch, robots), of the match by state, which is what training trains; their softmax says who
-            leads.
+        leader_logits: (batch, robots), of the matches by state and by meaning, which are what training trains; their
+            softmax says who leads.
         member_logits: (batch, robots), likewise; their sigmoid says who goes along.
         language_loss, image_loss, task_loss, leader_loss, member_loss: the parts of the loss.
     """
@@ -134,6 +139,7 @@ class WordMatch(nn.Module):
             1, (word width + 1, width + 1).
         known_key: likewise to how much a robot is one that the words were fitted for, (1, width + 1); of strangers,
             below ``LEAST_KNOWN``, words say nothing.
+        count_key: to logits of how many robots go, from a task's vector and a 1, (``MOST_COUNTED``, word width + 1).
     """
 
     table: Tensor
@@ -141,6 +147,7 @@ class WordMatch(nn.Module):
     leader_key: Tensor
     member_key: Tensor
     known_key: Tensor
+    count_key: Tensor
 
     def __init__(self, width: int, places: int, word_width: int) -> None:
         super().__init__()
@@ -149,6 +156,7 @@ class WordMatch(nn.Module):
         self.register_buffer("leader_key", torch.zeros(word_width + 1, width + 1))
         self.register_buffer("member_key", torch.zeros(word_width + 1, width + 1))
         self.register_buffer("known_key", torch.zeros(1, width + 1))
+        self.register_buffer("count_key", torch.zeros(MOST_COUNTED, word_width + 1))
 
     def vectors(self, hashes: Tensor, weights: Tensor) -> Tensor:
         """The vectors of texts by their hashed words, (texts, word width).
@@ -166,6 +174,10 @@ class WordMatch(nn.Module):
         texts = F.pad(vectors, (0, 1), value=1.0)
         leader, member = self.keys(robots)
         return texts @ leader.T, texts @ member.T
+
+    def counts(self, vectors: Tensor) -> Tensor:
+        """The logits of how many robots a task needs, (texts, ``MOST_COUNTED``): their softmax."""
+        return F.pad(vectors, (0, 1), value=1.0) @ self.count_key.T
 
     def keys(self, robots: Tensor) -> tuple[Tensor, Tensor]:
         """What is held against a text's vector and a 1, leader and member, each (robots, word width + 1).
@@ -191,19 +203,27 @@ def normalised_by_kind(hashes: Tensor, weights: Tensor) -> Tensor:
 
 
 class RobotHead(nn.Module):
-    """Who leads and who goes along, by two matches whose logits are added.
+    """Who leads and who goes along, by three matches whose logits are added.
 
     The first reads what the language model made of fleet, picture and task: its state at ``<|robot_selection|>``. The
-    second reads the task's hashed words alone (:mod:`embervlm.words`): single words decide many tasks, and a few
-    thousand tasks teach that better to a flat model than to a deep one (Cheng et al., Wide & Deep, arXiv 1606.07792).
+    second reads task and descriptions as texts alone, by an encoder of its own, whose knowledge of texts is not
+    overwritten by learning to see and to write. The third reads the task's hashed words (:mod:`embervlm.words`): single
+    words decide many tasks, and a few thousand tasks teach that better to a flat model than to a deep one (Cheng et
+    al., Wide & Deep, arXiv 1606.07792).
+
+    Args:
+        config: the model's.
     """
 
-    def __init__(self, width: int, word_places: int, word_width: int) -> None:
+    def __init__(self, config: EmberVLMConfig) -> None:
         super().__init__()
+        width, encoder_width = config.text_config.hidden_size, config.text_encoder_width
         self.state_norm = nn.LayerNorm(width)
         self.robot_norm = nn.LayerNorm(width)
         self.by_state = RobotMatch(width)
-        self.by_words = WordMatch(width, word_places, word_width)
+        self.text_encoder = TextEncoder(width, encoder_width, config.text_encoder_layers)
+        self.by_meaning = RobotMatch(encoder_width)
+        self.by_words = WordMatch(width, config.word_places, config.word_width)
 
     def match_state(self, state: Tensor, fleet: FleetState) -> tuple[Tensor, Tensor]:
         """The logits of the first match: leader and member, each (batch, robots).
@@ -215,8 +235,18 @@ class RobotHead(nn.Module):
         leader, member = self.by_state(self.state_norm(state), self.robot_norm(fleet.robot_states))
         return leader, member
 
-    def match_words(self, words: Tensor, fleet: FleetState) -> tuple[Tensor, Tensor]:
+    def match_meaning(self, meanings: Tensor, fleet: FleetState) -> tuple[Tensor, Tensor]:
         """The logits of the second match: leader and member, each (batch, robots).
+
+        Args:
+            meanings: the text encoder's vectors of the tasks, (batch, text encoder's width).
+            fleet: in use.
+        """
+        leader, member = self.by_meaning(meanings, fleet.robot_meanings)
+        return leader, member
+
+    def match_words(self, words: Tensor, fleet: FleetState) -> tuple[Tensor, Tensor]:
+        """The logits of the third match: leader and member, each (batch, robots).
 
         Args:
             words: the tasks' vectors (:meth:`WordMatch.vectors`), (batch, word width).
@@ -225,11 +255,15 @@ class RobotHead(nn.Module):
         leader, member = self.by_words(words, self.robot_norm(fleet.robot_states))
         return leader, member
 
-    def forward(self, state: Tensor, words: Tensor, fleet: FleetState) -> tuple[Tensor, Tensor]:
-        """Leader logits and member logits, each (batch, robots); the arguments are those of the two matches."""
-        leader, member = self.match_state(state, fleet)
-        leader_by_words, member_by_words = self.match_words(words, fleet)
-        return leader + leader_by_words, member + member_by_words
+    def forward(self, state: Tensor, meanings: Tensor, words: Tensor, fleet: FleetState) -> tuple[Tensor, Tensor]:
+        """Leader logits and member logits, each (batch, robots); the arguments are those of the three matches."""
+        matches = (
+            self.match_state(state, fleet),
+            self.match_meaning(meanings, fleet),
+            self.match_words(words, fleet),
+        )
+        leading, going = zip(*matches, strict=True)
+        return torch.stack(leading).sum(0), torch.stack(going).sum(0)
 
 
 class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -255,7 +289,7 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         if text.activation_function == "gelu_new":
             for block in self.language_model.transformer.h:  # the same function in one pass over memory, not in eight
                 block.mlp.act = ACT2FN["gelu_pytorch_tanh"]
-        self.robot_head = RobotHead(text.hidden_size, config.word_places, config.word_width)
+        self.robot_head = RobotHead(config)
         self.image_tokens = vision.image_tokens
         self._fused_vision: RepViT | None = None
         self.post_init()
@@ -365,6 +399,7 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
 
         return FleetState(
             robot_states=states[torch.arange(robots, device=states.device), fleet_lengths - 1],
+            robot_meanings=self.robot_head.text_encoder(embeddings, fleet_lengths),
             keys=[in_a_row(layer.keys) for layer in cache.layers],
             values=[in_a_row(layer.values) for layer in cache.layers],
         )
@@ -412,6 +447,8 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         fleet_places: Tensor | None = None,
         fleet_mask: Tensor | None = None,
         selection_index: Tensor | None = None,
+        task_input_ids: Tensor | None = None,
+        task_lengths: Tensor | None = None,
         leader_labels: Tensor | None = None,
         member_labels: Tensor | None = None,
         image_words: Tensor | None = None,
@@ -440,6 +477,9 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             fleet_mask: (batch, robots), bool, which robots each prompt's own fleet has: it attends to no other, and the
                 others' logits are very small numbers. Without it every prompt has all of them.
             selection_index: (batch,), the place at which the robot head reads.
+            task_input_ids: (batch, longest task), each prompt's task by itself, padded at the end with any id; needed
+                with ``selection_index``.
+            task_lengths: tokens of each task, (batch,).
             leader_labels: (batch, robots), the probability that each robot leads; rows sum to 1.
             member_labels: (batch, robots), 1 for every robot to send.
             image_words: (pictures, words), tokens of what is said about each picture, -100 where there are fewer.
@@ -449,14 +489,15 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
 
         Raises:
             ValueError: more tokens than the language model has positions, image tokens without their pictures, or a
-                fleet without the lengths of its descriptions.
+                fleet without the lengths of its descriptions, or a place of selection without the tasks.
         """
         features = None
         if inputs_embeds is None and input_ids is None:
             raise ValueError("either input_ids or inputs_embeds is needed")
-        text, fleet_text, said, required = self.look_up(
+        text, fleet_text, tasks, said, required = self.look_up(
             input_ids if inputs_embeds is None else None,
             fleet_input_ids,
+            task_input_ids,
             image_words if pixel_values is not None else None,
             task_words,
             # A GPU sorts the rows before it adds them, and makes the host wait for their number.
@@ -498,7 +539,12 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         losses: list[Tensor] = []
         if fleet is not None and selection_index is not None:
             at_selection = states[torch.arange(batch, device=states.device), selection_index]  # (batch, width)
-            leading, going = self.robot_head.match_state(at_selection, fleet)
+            if tasks is None or task_lengths is None:
+                raise ValueError("selection_index needs task_input_ids and task_lengths")
+            meanings = self.robot_head.text_encoder(tasks, task_lengths)  # (batch, text encoder's width)
+            by_state = self.robot_head.match_state(at_selection, fleet)
+            by_meaning = self.robot_head.match_meaning(meanings, fleet)
+            leading, going = (first + second for first, second in zip(by_state, by_meaning, strict=True))
             if fleet_mask is not None:
                 least = torch.finfo(states.dtype).min / 4  # so that more can be added to it
                 leading, going = leading.masked_fill(~fleet_mask, least), going.masked_fill(~fleet_mask, least)

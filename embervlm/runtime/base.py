@@ -5,14 +5,27 @@ Fleets, features and states are the runtime's own and are only handed back to it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 Floats = NDArray[np.float32]
+
+
+class Match(NamedTuple):
+    """What the robot head says of tasks.
+
+    Attributes:
+        leaders, members: logits of leading and of going along, (tasks, robots) each.
+        counts: of how many go, (tasks, most counted): 1, 2 ... or so many and more.
+    """
+
+    leaders: Floats
+    members: Floats
+    counts: Floats
 
 
 class Reader(Protocol):
@@ -58,12 +71,12 @@ class Runtime(Protocol):
     def states(self, prompts: Sequence[Sequence[int]], features: Sequence[Any | None], fleet: Any) -> Any:
         """The states at the ends of prompts that are read together; ``features`` has each one's picture, or None."""
 
-    def match(self, states: Any, words: Sequence[Mapping[int, float]], fleet: Any) -> tuple[Floats, Floats]:
-        """Who leads and who goes along: leader and member logits, each (tasks, robots).
+    def match(self, states: Any, tasks: Sequence[str], fleet: Any) -> Match:
+        """Who leads, who goes along and how many go.
 
         Args:
             states: at ``<|robot_selection|>``, one a task.
-            words: each task's hashed words.
+            tasks: the tasks' texts.
             fleet: in use.
         """
 

@@ -23,16 +23,16 @@ from PIL import Image
 from embervlm.folders import ONNX_FILE, WeightsError, is_complete, one_line, verify_folder
 from embervlm.pixels import to_pixels
 from embervlm.preflight import check_prompt_version
-from embervlm.prompts import reads_whole
-from embervlm.runtime.base import Floats
+from embervlm.prompts import encode_task, reads_whole
+from embervlm.runtime.base import Floats, Match
 from embervlm.tokens import CONTROL_IDS, IMAGE, VOCABULARY, BytePairTokenizer, TokenizerError
-from embervlm.words import padded
+from embervlm.words import MOST_COUNTED, hashed_words, padded
 
 MERGES_FILE = "merges.txt"
 FORMAT = "embervlm-onnx"
-VERSION = 1
+VERSION = 2
 #: The graphs of a folder, each ``NAME.onnx``.
-GRAPHS = ("vision", "language", "vocabulary", "words", "fleet", "selection")
+GRAPHS = ("vision", "language", "vocabulary", "meaning", "words", "fleet", "selection")
 #: How many threads a graph may take; all cores without it.
 THREADS_VARIABLE = "EMBERVLM_THREADS"
 
@@ -48,6 +48,7 @@ _LIMITS = {
     "heads": 128,
     "image_size": 2_048,
     "image_tokens": 4_096,
+    "text_encoder_width": 8_192,
     "word_places": 10_000_000,
     "word_width": 4_096,
     "prompt_version": 1_000_000,
@@ -65,6 +66,7 @@ class Description:
         vocabulary, positions, width, layers, heads: of the language model.
         image_size, image_tokens: of a picture: its sides in pixels, and the visual tokens that it becomes.
         image_mean, image_std: per channel.
+        text_encoder_width: of the robot head's text encoder.
         word_places, word_width: of the table of words.
         prompt_version: the wording that the weights were trained with.
     """
@@ -79,6 +81,7 @@ class Description:
     image_tokens: int
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
+    text_encoder_width: int
     word_places: int
     word_width: int
     prompt_version: int
@@ -135,7 +138,8 @@ class OnnxFleet:
     """What is kept of a fleet.
 
     Attributes:
-        leader_keys, member_keys: of both matches of the robot head, (width + word width + 1, robots).
+        leader_keys, member_keys: of all matches of the robot head, (width + text encoder's width + word width + 1,
+            robots).
         kept: the keys and values of the descriptions' tokens that prompts read, by the names of the graph's inputs.
     """
 
@@ -201,11 +205,13 @@ class OnnxRuntime:
         whole = reads_whole(len(texts))
         nothing = OnnxFleet(np.empty(0, np.float32), np.empty(0, np.float32), self._no_fleet())
         states: list[Floats] = []
+        meanings: list[Floats] = []
         rows: list[list[Floats]] = [[] for _ in range(2 * told.layers)]
         for start in range(0, len(texts), _ROBOTS_AT_ONCE):
             some = texts[start : start + _ROBOTS_AT_ONCE]
             state, new = self._read(some, [None] * len(some), nothing)
             states.append(state)
+            meanings.append(self._meanings(some))
             for found, tensor in zip(rows, new, strict=True):
                 found += [
                     each[: len(text)] if whole else each[len(text) - 1 : len(text)]
@@ -218,31 +224,41 @@ class OnnxRuntime:
             )  # (fleet tokens, heads, head width)
             kept[f"fleet_keys.{layer}"] = np.ascontiguousarray(keys.transpose(1, 2, 0))
             kept[f"fleet_values.{layer}"] = np.ascontiguousarray(values.transpose(1, 0, 2))
-        leader_keys, member_keys = self._run("fleet", {"states": np.concatenate(states)})
+        leader_keys, member_keys = self._run(
+            "fleet", {"states": np.concatenate(states), "meanings": np.concatenate(meanings)}
+        )
         return OnnxFleet(leader_keys, member_keys, kept)
 
     def states(self, prompts: Sequence[Sequence[int]], features: Sequence[Floats | None], fleet: OnnxFleet) -> Floats:
         """The states at the ends of prompts that are read together, (prompts, width)."""
         return self._read(prompts, features, fleet)[0]
 
-    def match(self, states: Floats, words: Sequence[Mapping[int, float]], fleet: OnnxFleet) -> tuple[Floats, Floats]:
-        """Who leads and who goes along: leader and member logits, each (tasks, robots)."""
-        hashes, weights = padded(words)
+    def match(self, states: Floats, tasks: Sequence[str], fleet: OnnxFleet) -> Match:
+        """Who leads, who goes along and how many go."""
+        hashes, weights = padded([hashed_words(task) for task in tasks])
         (vectors,) = self._run("words", {"places": hashes % self.description.word_places, "weights": weights})
-        leader, member = self._run(
+        found = self._run(
             "selection",
             {
                 "state": states,
+                "meanings": self._meanings([encode_task(task, self.tokenizer) for task in tasks]),
                 "words": vectors,
                 "leader_keys": fleet.leader_keys,
                 "member_keys": fleet.member_keys,
             },
         )
-        return leader, member
+        return Match(*found)
 
     def reader(self, fleet: OnnxFleet) -> OnnxReader:
         """What reads one text behind a fleet."""
         return OnnxReader(self, fleet)
+
+    def _meanings(self, texts: Sequence[Sequence[int]]) -> Floats:
+        """The text encoder's vectors of texts, (texts, text encoder's width)."""
+        ids, lengths = _padded(texts)
+        (vectors,) = self._run("meaning", {"ids": ids, "lengths": lengths})
+        found: Floats = vectors
+        return found
 
     def _no_fleet(self) -> dict[str, Floats]:
         told, depth = self.description, self.description.width // self.description.heads
@@ -266,10 +282,8 @@ class OnnxRuntime:
             the states at their ends, (prompts, width); each layer's new keys and values, (prompts, longest, width).
         """
         told = self.description
-        longest = max(map(len, prompts))
-        ids = np.zeros((len(prompts), longest), np.int64)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = prompt
+        ids, lengths = _padded(prompts)
+        longest = ids.shape[1]
         places = np.full(ids.shape, -1, np.int64)
         seen = [each for each in features if each is not None]
         visual = np.concatenate(seen) if seen else np.zeros((1, told.width), np.float32)  # (visual tokens, width)
@@ -290,7 +304,7 @@ class OnnxRuntime:
                 "positions": np.broadcast_to(np.arange(position, position + longest), ids.shape).clip(
                     max=told.positions - 1
                 ),
-                "at": np.array([len(prompt) - 1 for prompt in prompts]),
+                "at": lengths - 1,
                 **fleet.kept,
                 **before,
             },
@@ -402,7 +416,8 @@ Signature = tuple[_Tensors, _Tensors]
 def signatures(told: Description) -> dict[str, Signature]:
     """The inputs and outputs of each graph: type and shape, None where an axis varies."""
     floats, places = "tensor(float)", "tensor(int64)"
-    width, depth, both = told.width, told.width // told.heads, told.width + told.word_width + 1
+    width, depth, meaning = told.width, told.width // told.heads, told.text_encoder_width
+    every = width + meaning + told.word_width + 1
     rows: tuple[str, list[int | None]] = (places, [None, None])
     kept: _Tensors = {}
     new: _Tensors = {}
@@ -415,7 +430,8 @@ def signatures(told: Description) -> dict[str, Signature]:
     size = told.image_size
     state: _Tensors = {"state": (floats, [None, width])}
     texts: _Tensors = {"ids": rows, "places": rows, "features": (floats, [None, width]), "positions": rows}
-    keys: _Tensors = {"leader_keys": (floats, [both, None]), "member_keys": (floats, [both, None])}
+    keys: _Tensors = {"leader_keys": (floats, [every, None]), "member_keys": (floats, [every, None])}
+    meanings: _Tensors = {"meanings": (floats, [None, meaning])}
     words: _Tensors = {"words": (floats, [None, told.word_width])}
     return {
         "vision": (
@@ -424,16 +440,30 @@ def signatures(told: Description) -> dict[str, Signature]:
         ),
         "language": ({**texts, "at": (places, [None]), **kept}, {**state, **new}),
         "vocabulary": (state, {"logits": (floats, [None, told.vocabulary])}),
+        "meaning": ({"ids": rows, "lengths": (places, [None])}, {"vectors": (floats, [None, meaning])}),
         "words": (
             {"places": rows, "weights": (floats, [None, None])},
             {"vectors": (floats, [None, told.word_width])},
         ),
-        "fleet": ({"states": (floats, [None, width])}, keys),
+        "fleet": ({"states": (floats, [None, width]), **meanings}, keys),
         "selection": (
-            {**state, **words, **keys},
-            {"leader_logits": (floats, [None, None]), "member_logits": (floats, [None, None])},
+            {**state, **meanings, **words, **keys},
+            {
+                "leader_logits": (floats, [None, None]),
+                "member_logits": (floats, [None, None]),
+                "count_logits": (floats, [None, MOST_COUNTED]),
+            },
         ),
     }
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids, (rows, longest), with zeros behind the shorter ones, and the rows' lengths, (rows,)."""
+    lengths = np.array([len(row) for row in rows], np.int64)
+    ids = np.zeros((len(rows), lengths.max()), np.int64)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+    return ids, lengths
 
 
 def _return_memory() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch import Tensor
 from embervlm.model.modeling_embervlm import FleetState
 from embervlm.model.weights import load_model, load_processor
 from embervlm.preflight import check_embeddings, check_image_tokens, check_prompt_version
-from embervlm.runtime.base import Floats
-from embervlm.words import padded
+from embervlm.prompts import encode_task
+from embervlm.runtime.base import Floats, Match
+from embervlm.words import hashed_words, padded
 
 
 class TorchRuntime:
@@ -87,12 +88,16 @@ class TorchRuntime:
         return states[torch.arange(len(prompts)), torch.tensor([len(prompt) - 1 for prompt in prompts])]
 
     @torch.inference_mode()
-    def match(self, states: Tensor, words: Sequence[Mapping[int, float]], fleet: FleetState) -> tuple[Floats, Floats]:
-        """Who leads and who goes along: leader and member logits, each (tasks, robots)."""
-        hashes, weights = padded(words)
-        vectors = self.model.robot_head.by_words.vectors(torch.from_numpy(hashes), torch.from_numpy(weights))
-        leader, member = self.model.robot_head(states, vectors, fleet)
-        return leader.float().numpy(), member.float().numpy()
+    def match(self, states: Tensor, tasks: Sequence[str], fleet: FleetState) -> Match:
+        """Who leads, who goes along and how many go."""
+        head = self.model.robot_head
+        encoded = [encode_task(task, self.tokenizer) for task in tasks]
+        embeddings = self.model.get_input_embeddings()(_padded(encoded))
+        meanings = head.text_encoder(embeddings, torch.tensor([len(ids) for ids in encoded]))
+        hashes, weights = padded([hashed_words(task) for task in tasks])
+        words = head.by_words.vectors(torch.from_numpy(hashes), torch.from_numpy(weights))
+        leader, member = head(states, meanings, words, fleet)
+        return Match(*(each.float().numpy() for each in (leader, member, head.by_words.counts(words))))
 
     def reader(self, fleet: FleetState) -> TorchReader:
         """What reads one text behind a fleet."""

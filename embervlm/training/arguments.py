@@ -233,7 +233,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     )
 
     model = parser.add_argument_group("model")
-    model.add_argument("--preset", default="ember", choices=("ember", "spark"), help="37M or 8M parameters")
+    model.add_argument("--preset", default="ember", choices=("ember", "spark"), help="38M or 9M parameters")
     model.add_argument("--init_from", type=Path, metavar="DIR", help="model folder to start the first stage from")
     model.add_argument("--language_model", metavar="NAME|DIR|none", help="GPT-2 weights for the start")
     model.add_argument("--vision_weights", metavar="NAME|DIR|none", help="RepViT weights for the start")

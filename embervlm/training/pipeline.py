@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from embervlm.data.quarantine import QUARANTINE_FILE, read_quarantine
 from embervlm.data.robot_clauses import clause_tasks, is_clause
 from embervlm.data.robot_fleets import OTHER_FLEET_REPEATS, other_fleets
 from embervlm.data.robot_loader import load_robot_tasks
-from embervlm.data.robot_rewording import is_reworded
 from embervlm.data.sample import DataError, RobotSample
 from embervlm.data.shards import find, names_shards
 from embervlm.data.stream import ORDER_FILE, Catalogue, StreamedDataset, open_catalogue
@@ -47,12 +46,13 @@ from embervlm.training.checkpoints import (
     verify_checkpoint,
 )
 from embervlm.training.engine import StageTrainer, training_arguments
+from embervlm.training.lessons import Lessons
 from embervlm.training.report import stage_record, write_training_report
 from embervlm.training.stage1_align import Stage1Trainer
 from embervlm.training.stage2_instruct import Stage2Trainer
 from embervlm.training.stage3_robots import Stage3Trainer
-from embervlm.training.study import STUDIED_PARTS, study
-from embervlm.training.teacher import Lessons, taught_samples, teacher_folder, word_embeddings
+from embervlm.training.study import study
+from embervlm.training.teacher import all_cores, learn, teacher_folder, word_embeddings
 from embervlm.training.trackers import end_stage, prepare
 
 logger = logging.getLogger(__name__)
@@ -61,13 +61,19 @@ logger = logging.getLogger(__name__)
 #: rate. A tied head pushes all rows that a batch does not have in one direction, however little, and Adam makes whole
 #: steps of it: within a few hundred, what words have in common would outweigh what they mean.
 KNOWN_WORDS_RATES = {"language_model.transformer.wte": 0.1}
-#: How fast stage 3 goes on from what was studied: at the full rate its first hundred steps undo more than they add.
-STUDIED_RATES = dict.fromkeys(STUDIED_PARTS, 0.35)
+#: How fast stage 3 changes what was studied, as a share of the rate: little enough that it is kept.
+STUDIED_RATES = {
+    "language_model.transformer.wte": 0.5,
+    "robot_head.text_encoder": 0.2,
+    "robot_head.by_meaning": 0.2,
+}
 
 STAGES: dict[int, type[StageTrainer]] = {1: Stage1Trainer, 2: Stage2Trainer, 3: Stage3Trainer}
 #: How many samples of a stage are encoded to check their ids, lengths and labels before the first step.
 CHECKED_SAMPLES = 1000
-TAUGHT_FILE = "taught.jsonl"
+#: How often a task with a picture stands in a pass of stage 3 beside a teacher's lessons.
+PICTURED_REPEATS = 3
+LESSONS_FILE = "lessons.safetensors"
 STUDIED_FOLDER = "studied"
 #: Robots in the fleets in which validation tasks of other fleets than the run's are measured.
 OTHER_FLEET_ROBOTS = 6
@@ -146,10 +152,8 @@ def _load_data(settings: RunSettings, fleet: Fleet, stage: int) -> StageData:
                 f"{settings.data(3)}: no validation task is about the run's fleet ({', '.join(fleet.names)!s:.200}), as"
                 f" the files have a {FLEET_FILE} beside them with other robots. Cure: --fleet with that file"
             )
-        others = [sample for sample in robots.train if sample.fleet is not None]
-        train = [*robots.train, *clause_tasks(robots.train, robots.validation)]
         return StageData(
-            [*train, *others * (OTHER_FLEET_REPEATS - 1)],
+            [*robots.train, *clause_tasks(robots.train, robots.validation)],
             own,
             [sample for sample in robots.validation if sample.fleet is not None],
             robots.report,
@@ -253,7 +257,7 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
         rates=_rates(settings, stage, model),
     )
     if is_main:
-        _say_what_trains(trainer, model, run.data[stage].train, validation)
+        _say_what_trains(trainer, model, train, validation)
     checkpoint = _checkpoint(settings, stage, arguments)
     if is_main:
         remove_unfinished(output)
@@ -262,7 +266,7 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
         check_space(output, (missing + 1) * checkpoint_bytes(model), f"stage {stage} with {missing} more checkpoints")
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics: dict[str, Any] = {
-        "train_samples": len(run.data[stage].train),
+        "train_samples": len(train),
         "validation_samples": len(validation),
         "steps": trainer.state.global_step,
     }
@@ -291,52 +295,60 @@ def _rates(settings: RunSettings, stage: int, model: Any) -> dict[str, float]:
 
 
 def _learn_from_teacher(run: Run, teacher: str, model: Any, processor: Any, arguments: TrainingArguments) -> Any:
-    """Let the model study what a teacher knows, and add some of what it judges to the training tasks.
-
-    The first process does this; all read its results.
+    """Let the model study what a teacher knows. The first process does this; all read its results.
 
     Returns:
         the model that has studied.
     """
-    data, output = run.data[3], run.settings.stage_dir(3)
-    cache, studied = output / TAUGHT_FILE, output / STUDIED_FOLDER
-
-    def learn(lessons: Lessons) -> None:
-        # What a few captions leave of a language model from nothing is worse to study with than its start.
-        if not model.config.language_pretrained and is_complete(start := run.settings.output_dir / "start"):
-            model.language_model.load_state_dict(load_model(start).language_model.state_dict())
-        study(model, processor.tokenizer, lessons, run.fleet, arguments)
-        save_folder(studied, model, processor, run.fleet)
-
+    studied = run.settings.stage_dir(3) / STUDIED_FOLDER
     with arguments.main_process_first(desc="the teacher's lessons"):
-        if arguments.distributed_state.is_main_process and not is_complete(studied):
-            cache.unlink(missing_ok=True)
-        taught = taught_samples(
-            data.train,
-            [*data.validation, *data.of_other_fleets],
-            run.fleet,
-            teacher_folder(teacher),
-            texts=run.settings.teacher_texts,
-            seed=run.settings.seed,
-            cache=cache,
-            study=learn,
-        )
-    # As many as there are written tasks, so that these are not forgotten for them.
-    written = sum(
-        sample.image is None and sample.fleet is None and not is_reworded(sample) and not is_clause(sample)
-        for sample in data.train
-    )
-    run.data[3] = replace(data, train=[*data.train, *taught[:written]])
+        lessons = _lessons(run, teacher)
+        known = run.settings.resume is not None and _studied_of(studied) == lessons.made_of
+        if arguments.distributed_state.is_main_process and not known:
+            with all_cores():
+                study(model, processor.tokenizer, lessons, run.fleet, arguments)
+            about = {"metrics.json": json.dumps({"lessons": lessons.made_of}) + "\n"}
+            save_folder(studied, model, processor, run.fleet, about)
     # The same from here on whether this process has studied or not.
     set_seed(run.settings.seed)
     return load_model(studied)
 
 
+def _study_again(run: Run, teacher: str, model: Any, tokenizer: Any, arguments: TrainingArguments) -> None:
+    """Let the trained model study once more; what it says of tasks about pictures, of which no teacher knows, stays."""
+    pictured = dict.fromkeys(sample.task for sample in run.data[3].train if sample.image is not None)
+    with all_cores():
+        study(model, tokenizer, _lessons(run, teacher), run.fleet, arguments, kept=list(pictured))
+
+
+def _lessons(run: Run, teacher: str) -> Lessons:
+    data = run.data[3]
+    return learn(
+        data.train,
+        [*data.validation, *data.of_other_fleets],
+        run.fleet,
+        teacher_folder(teacher),
+        texts=run.settings.teacher_texts,
+        seed=run.settings.seed,
+        kept=run.settings.stage_dir(3) / LESSONS_FILE,
+    )
+
+
+def _studied_of(studied: Path) -> str | None:
+    """Of which lessons a folder is the result; None where it is not complete."""
+    if not is_complete(studied):
+        return None
+    verify_folder(studied)
+    made_of: str = json.loads((studied / "metrics.json").read_text(encoding="utf-8"))["lessons"]
+    return made_of
+
+
 def _datasets(run: Run, stage: int, processor: Any) -> tuple[Any, Any]:
     data, seed = run.data[stage], run.settings.seed
     if stage == 3:
+        train = _drawn_tasks(data.train, taught=run.settings.teacher is not None)
         return (
-            RobotTaskDataset(data.train, processor, run.fleet, augment=True, seed=seed),
+            RobotTaskDataset(train, processor, run.fleet, augment=True, seed=seed),
             RobotTaskDataset(data.validation, processor, run.fleet, augment=False, seed=seed),
         )
     if isinstance(data.train, Catalogue):
@@ -351,6 +363,20 @@ def _datasets(run: Run, stage: int, processor: Any) -> tuple[Any, Any]:
         ConversationDataset(data.train, processor, augment=True, seed=seed),
         ConversationDataset(data.validation, processor, augment=False, seed=seed),
     )
+
+
+def _drawn_tasks(samples: Sequence[RobotSample], *, taught: bool) -> list[RobotSample]:
+    """The tasks that a pass of stage 3 draws, some more than once.
+
+    Args:
+        samples: the training tasks.
+        taught: whether a teacher's lessons say who goes by texts alone, so that what stage 3 learns is to see and to
+            write: tasks with pictures then count more, and clauses, of which nothing is written, not at all.
+    """
+    if taught:
+        own = [sample for sample in samples if not is_clause(sample)]
+        return [*own, *[sample for sample in own if sample.image is not None] * (PICTURED_REPEATS - 1)]
+    return [*samples, *[sample for sample in samples if sample.fleet is not None] * (OTHER_FLEET_REPEATS - 1)]
 
 
 def _check_samples(run: Run, stage: int, dataset: Any, model: Any) -> None:
@@ -407,7 +433,7 @@ def _check_space_for_all(settings: RunSettings, start: Path) -> None:
 
 
 def _finish(run: Run, folder: Path, arguments: TrainingArguments) -> Path:
-    """Fit the match by words, calibrate on the validation tasks that could be read, measure, and write ``final``."""
+    """Study again, fit the words, calibrate on the validation tasks that could be read, measure, write ``final``."""
     from embervlm.evaluation.calibration import calibrate
     from embervlm.evaluation.card import model_card
     from embervlm.selection import CALIBRATION_FILE, RobotSelector
@@ -424,6 +450,8 @@ def _finish(run: Run, folder: Path, arguments: TrainingArguments) -> Path:
             for place, sample in enumerate(dataset.samples)
             if sample.id not in named or not dataset[place].failures
         ]
+        if run.settings.teacher is not None:
+            _study_again(run, run.settings.teacher, selector.model, selector.tokenizer, arguments)
         fit_words(selector, run.data[3].train, validation)
         calibration, measured = calibrate(selector, validation)
         run.metrics["validation"] = measured

@@ -2,9 +2,9 @@
 
 The encoder (such as all-MiniLM-L6-v2, 22M parameters) is trained on the training tasks alone to find each task's robots
 by their descriptions, among the fleets that stage 3 trains with. Then it says of tens of thousands of altered texts how
-likely each robot leads and goes along; the model learns these probabilities beside the written labels (Hinton et al.,
-arXiv 1503.02531), and, before its first step, the encoder's vectors of all these texts (``study``). So it gets what
-words mean, which a model from nothing cannot know of a few thousand tasks. Pictures are none of the teacher's business.
+likely each robot leads and goes along (Hinton et al., arXiv 1503.02531). The model studies that and the encoder's
+vectors of these texts (``study``). So it gets what words mean, which a model from nothing cannot know of a few thousand
+tasks. Pictures are none of the teacher's business.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ from torch.nn import functional as F
 from embervlm.data.order import batches_by_length
 from embervlm.data.robot_fleets import Cast, Company, cast, gathered, other_robots, stand_ins
 from embervlm.data.robot_rewording import is_reworded
-from embervlm.data.sample import Chances, DataError, RobotSample, normalise_task
+from embervlm.data.sample import DataError, RobotSample, normalise_task
 from embervlm.evaluation.sentence_encoder import mean_states, minilm_folder
 from embervlm.fleet import Fleet, Robot
 from embervlm.folders import WeightsError, one_line
 from embervlm.prompts import robot_description
+from embervlm.training.lessons import Lessons
 from embervlm.training.perturbation import perturbed_tasks, replaceable_words
 
 logger = logging.getLogger(__name__)
@@ -97,26 +98,6 @@ class DescriptionMatch(nn.Module):
         leading = self.leader_scale * (self.leader_query(tasks) @ self.leader_key(robots).T)
         going = self.member_scale * (self.member_query(tasks) @ self.member_key(robots).T) + self.member_bias
         return leading, going
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """What a teacher knows of many texts.
-
-    Attributes:
-        texts: tasks of training as they are written, and altered ones.
-        vectors: the encoder's, (texts, width).
-        robots: of the run's fleet first, then those of other fleets.
-        robot_vectors: of their descriptions, (robots, width).
-        leading, going: the logits of each robot, (texts, robots).
-    """
-
-    texts: list[str]
-    vectors: Tensor
-    robots: tuple[Robot, ...]
-    robot_vectors: Tensor
-    leading: Tensor
-    going: Tensor
 
 
 class Teacher:
@@ -208,12 +189,12 @@ class Teacher:
         known = self.encode_many([robot_description(robot) for robot in robots], "teacher: robot")
         with torch.inference_mode():
             leading, going = self.match(vectors, known)
-        return Lessons(list(texts), vectors, tuple(robots), known, leading, going)
+        return Lessons(list(texts), vectors.half(), tuple(robots), known.half(), leading.half(), going.half())
 
     def judge(self, texts: Sequence[str], fleet: Fleet) -> tuple[Tensor, Tensor]:
         """The probability that each robot of a fleet leads and that it goes along, (texts, robots) each."""
         lessons = self.lessons(texts, fleet.robots)
-        return lessons.leading.softmax(-1), lessons.going.sigmoid()
+        return lessons.leading.float().softmax(-1), lessons.going.float().sigmoid()
 
     def neighbours(self, words: Sequence[str]) -> dict[str, list[str]]:
         """For each word those of the encoder's vocabulary that it takes to mean most nearly the same.
@@ -248,7 +229,7 @@ class Teacher:
         return states
 
 
-def taught_samples(
+def learn(
     samples: Sequence[RobotSample],
     held_out: Sequence[RobotSample],
     fleet: Fleet,
@@ -256,36 +237,34 @@ def taught_samples(
     *,
     texts: int,
     seed: int,
-    cache: Path,
-    study: Callable[[Lessons], None] | None = None,
-) -> list[RobotSample]:
-    """Altered training tasks with a teacher's judgement, made once and kept in ``cache``.
+    kept: Path,
+) -> Lessons:
+    """What a teacher knows of altered training tasks, and of the tasks as they are written; made once.
 
     Args:
-        samples: the training tasks; those with a picture, and rewordings, take no part. Tasks of other fleets are
-            learnt and altered too, but what comes out is about the run's fleet.
+        samples: the training tasks; those with a picture, and rewordings, take no part.
         held_out: the validation tasks, none of whose texts comes out.
         fleet: the run's.
         folder: the teacher's encoder.
-        texts: how many.
+        texts: how many altered tasks of the run's fleet; there are ``OTHER_FLEET_SHARE`` as many of others.
         seed: of the teacher's training and the alterations.
-        cache: the JSON-lines file that is written, whole or not at all; one made of the same is read again, and one
-            made of other tasks or damaged is made anew.
-        study: called with all that the teacher knows before the cache is written, and not where that is read.
+        kept: the file in which they are kept; one made of the same is read again, and one made of other tasks or
+            damaged is made anew.
 
     Raises:
         WeightsError: no encoder in ``folder``.
         DataError: no training task is told by its text alone.
     """
-    told = list({id(s): s for s in samples if s.image is None and s.chances is None and not is_reworded(s)}.values())
+    told = list({id(s): s for s in samples if s.image is None and not is_reworded(s)}.values())
     own = [sample for sample in told if sample.fleet is None]
     others = [sample for sample in told if sample.fleet is not None]
     if not own:
         raise DataError("a teacher learns from tasks without pictures, and the training data have none of them")
     kept_back = {normalise_task(sample.task) for sample in held_out}
-    key = _key(told, kept_back, fleet, folder, texts, seed)
-    if (found := _read(cache, key)) is not None:
-        logger.info("teacher: %d judged texts are in %s already", len(found), cache)
+    made_of = _made_of(told, kept_back, fleet, folder, texts, seed)
+    robots = [*fleet, *other_robots(told, fleet)]
+    if (found := Lessons.read(kept, made_of, robots)) is not None:
+        logger.info("teacher: what it knows of %d texts is in %s already", len(found.texts), kept)
         return found
     logger.info("teacher: %s learns from %d tasks and then judges %d altered texts", folder, len(told), texts)
     with all_cores():
@@ -293,27 +272,16 @@ def taught_samples(
         neighbours = teacher.neighbours(replaceable_words(told))
         teacher.fit(told, fleet, seed=seed)
 
-        def altered(of: Sequence[RobotSample], count: int) -> list[tuple[str, RobotSample]]:
+        def altered(of: Sequence[RobotSample], count: int) -> list[str]:
             made = perturbed_tasks(of, neighbours, count, seed) if of else []
-            return [(text, source) for text, source in made if normalise_task(text) not in kept_back]
+            return [text for text, _ in made if normalise_task(text) not in kept_back]
 
         of_own, of_others = altered(own, texts), altered(others, round(OTHER_FLEET_SHARE * texts))
-        lessons = teacher.lessons(
-            [*(text for text, _ in of_own), *(sample.task for sample in told), *(text for text, _ in of_others)],
-            [*fleet, *other_robots(told, fleet)],
-        )
-    leading = lessons.leading[: len(of_own), : len(fleet)].softmax(-1).tolist()
-    going = lessons.going[: len(of_own), : len(fleet)].sigmoid().tolist()
-    made = [
-        _taught(f"taught/{number}", text, source, fleet, leads, goes)
-        for number, ((text, source), leads, goes) in enumerate(zip(of_own, leading, going, strict=True))
-    ]
-    if study is not None:
-        with all_cores():
-            study(lessons)
-    _write(cache, key, made)
-    logger.info("teacher: %d judged texts are now in %s", len(made), cache)
-    return made
+        lessons = teacher.lessons([*of_own, *(sample.task for sample in told), *of_others], robots)
+    lessons = replace(lessons, made_of=made_of)
+    lessons.write(kept)
+    logger.info("teacher: what it knows of %d texts is now in %s", len(lessons.texts), kept)
+    return lessons
 
 
 def word_embeddings(folder: str | Path, tokenizer: Any, width: int, std: float) -> Tensor:
@@ -344,23 +312,6 @@ def word_embeddings(folder: str | Path, tokenizer: Any, width: int, std: float) 
     return reduced / reduced.std() * std
 
 
-def _taught(
-    name: str, text: str, source: RobotSample, fleet: Fleet, leads: Sequence[float], goes: Sequence[float]
-) -> RobotSample:
-    # Rounded here, so that those who read the cache learn from the same numbers as the process that wrote it.
-    leading, going = (tuple(round(p, 4) for p in each) for each in (leads, goes))
-    leader = max(range(len(fleet)), key=leading.__getitem__)
-    return RobotSample(
-        id=name,
-        task=text,
-        leaders=(fleet.names[leader],),
-        selected=tuple(n for i, n in enumerate(fleet.names) if i == leader or going[i] >= 0.5),
-        family=source.family,
-        voice=source.voice,
-        chances=Chances(leading, going),
-    )
-
-
 def _labels(casts: Sequence[Cast], company: Company) -> tuple[Tensor, Tensor, Tensor]:
     """Who leads (rows sum to 1), who goes along, and who is in the fleet at all (bool): (tasks, robots) each."""
     leaders, members = torch.zeros(2, len(casts), len(company.pool))
@@ -375,7 +326,7 @@ def _labels(casts: Sequence[Cast], company: Company) -> tuple[Tensor, Tensor, Te
     return leaders, members, among
 
 
-def _key(
+def _made_of(
     samples: Sequence[RobotSample], kept_back: Set[str], fleet: Fleet, folder: str | Path, texts: int, seed: int
 ) -> str:
     """What the judgement depends on, hashed."""
@@ -386,57 +337,6 @@ def _key(
     weights = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).glob("*.safetensors"))]
     content = [told, sorted(kept_back), fleet.names, weights, texts, seed, EPOCHS, LEARNING_RATE]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _write(path: Path, key: str, samples: Sequence[RobotSample]) -> None:
-    lines = [json.dumps({"made_of": key, "texts": len(samples)})]
-    for sample in samples:
-        assert sample.chances is not None
-        entry = {
-            "id": sample.id,
-            "task": sample.task,
-            "leaders": sample.leaders,
-            "selected": sample.selected,
-            "family": sample.family,
-            "voice": sample.voice,
-            "leading": sample.chances.leading,
-            "going": sample.chances.going,
-        }
-        lines.append(json.dumps(entry))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.rename(path)
-
-
-def _read(path: Path, key: str) -> list[RobotSample] | None:
-    """The samples of a cache that was made of what ``key`` says; None where there is none, or it is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        head, *lines = path.read_text(encoding="utf-8").splitlines()
-        about = json.loads(head)
-        if about["made_of"] != key:
-            logger.info("teacher: %s was made of other tasks, texts or another encoder; it is made anew", path)
-            return None
-        if about["texts"] != len(lines):
-            raise ValueError(f"{len(lines)} texts, expected {about['texts']}")
-        return [_sample(json.loads(line)) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        logger.warning("teacher: %s is damaged (%s: %s); it is made anew", path, type(error).__name__, one_line(error))
-        return None
-
-
-def _sample(entry: dict[str, Any]) -> RobotSample:
-    return RobotSample(
-        id=entry["id"],
-        task=entry["task"],
-        leaders=tuple(entry["leaders"]),
-        selected=tuple(entry["selected"]),
-        family=entry["family"],
-        voice=entry["voice"],
-        chances=Chances(tuple(map(float, entry["leading"])), tuple(map(float, entry["going"]))),
-    )
 
 
 @contextmanager

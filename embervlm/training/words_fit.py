@@ -1,10 +1,10 @@
 """Fits the robot head's match by words: logistic regression on hashed words, put into the form of a match.
 
 It comes last, when the language model's states of the robots no longer change. First the leaders and the members of the
-run's fleet are regressed on the words of the training tasks, to the end and with a penalty, for which a few thousand
-tasks take seconds. Then keys are found (ridge regression) that give the run's robots their weights from their states,
-and robots that do the same as one of them near its weights; one more key tells these from strangers, of whom words say
-nothing. At last the match is weighed against the one by state on the validation tasks.
+run's fleet, and how many go, are regressed on the words of the training tasks, to the end and with a penalty, for which
+a few thousand tasks take seconds. Then keys are found (ridge regression) that give the run's robots their weights from
+their states, and robots that do the same as one of them near its weights; one more key tells these from strangers, of
+whom words say nothing. At last the match is weighed against the others on the validation tasks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from embervlm.evaluation.metrics import leader_shares
 from embervlm.fleet import Robot
 from embervlm.model.modeling_embervlm import normalised_by_kind
 from embervlm.selection import RobotSelector
-from embervlm.words import hashed_words, padded, rarity
+from embervlm.words import MOST_COUNTED, hashed_words, padded, rarity
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +48,11 @@ def fit_words(selector: RobotSelector, train: Sequence[RobotSample], validation:
 
     Args:
         selector: of the run's fleet, its model otherwise trained.
-        train: tasks; those of other fleets, and those that a teacher judged, are passed over.
+        train: tasks; those of other fleets are passed over.
         validation: tasks of the run's fleet.
     """
     match, fleet = selector.model.robot_head.by_words, selector.fleet
-    own = [sample for sample in train if sample.fleet is None and sample.chances is None]
+    own = [sample for sample in train if sample.fleet is None]
     for numbers in match.buffers():
         numbers.zero_()
     if not own:
@@ -62,18 +62,21 @@ def fit_words(selector: RobotSelector, train: Sequence[RobotSample], validation:
     features = _features(texts, match)
     leaders = torch.from_numpy(leader_shares(own, fleet)).float()
     members = torch.tensor([[float(name in s.selected) for name in fleet.names] for s in own])
-    weights, biases = _regressed(features, leaders, members)  # (places, 2 robots), (2 robots,)
-    table, keys = _factored(weights, match.table.shape[1])  # (places, word width), (2 robots, word width)
+    counts = F.one_hot(members.sum(1).long().clamp(1, MOST_COUNTED) - 1, MOST_COUNTED).float()
+    weights, biases = _regressed(features, leaders, counts, members)  # (places, outputs), (outputs,)
+    table, keys = _factored(weights, match.table.shape[1])  # (places, word width), (outputs, word width)
     match.table.copy_(table)
-    wanted = torch.cat([keys, biases[:, None]], 1)  # (2 robots, word width + 1)
+    wanted = torch.cat([keys, biases[:, None]], 1)  # (outputs, word width + 1)
+    of_leaders, of_counts, of_members = torch.split(wanted, [len(fleet), MOST_COUNTED, len(fleet)])
+    match.count_key.copy_(of_counts)
     others = other_robots(train, fleet)
     same = [(robot, robot.same_as) for robot in others if robot.same_as is not None and robot.same_as in fleet]
     known = [*fleet, *(robot for robot, _ in same)]
     strangers = [robot for robot in others if robot not in known]
     states = _states(selector, [*known, *strangers])
     does = [*range(len(fleet)), *(fleet.index(name) for _, name in same)]  # which of the fleet's each known one equals
-    match.leader_key.copy_(_key(states[: len(known)], wanted[: len(fleet)][does], len(fleet)))
-    match.member_key.copy_(_key(states[: len(known)], wanted[len(fleet) :][does], len(fleet)))
+    match.leader_key.copy_(_key(states[: len(known)], of_leaders[does], len(fleet)))
+    match.member_key.copy_(_key(states[: len(known)], of_members[does], len(fleet)))
     is_known = torch.cat([torch.ones(len(known), 1), torch.zeros(len(strangers), 1)])
     match.known_key.copy_(_key(states, is_known, len(fleet)))
     weight = _weight(selector, validation, states[: len(fleet)])
@@ -110,14 +113,14 @@ class _Product(torch.autograd.Function):
         return None, None, context.transpose @ gradient
 
 
-def _regressed(features: Tensor, leaders: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-    """The weights and biases of leading (softmax) and of going along (sigmoids): those of the leaders first."""
+def _regressed(features: Tensor, leaders: Tensor, counts: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights and biases of leading (softmax), of how many go (softmax) and of going along (sigmoids), in a row."""
     with warnings.catch_warnings():  # torch says that its sparse rows are a beta feature; the tests hold them to
         warnings.simplefilter("ignore", UserWarning)  # scikit-learn's numbers
         matrix, transpose = features.to_sparse_csr(), features.T.coalesce().to_sparse_csr()
-    robots = leaders.shape[1]
-    weights = torch.zeros(features.shape[1], 2 * robots, requires_grad=True)
-    biases = torch.zeros(2 * robots, requires_grad=True)
+    shares = [each.shape[1] for each in (leaders, counts, members)]
+    weights = torch.zeros(features.shape[1], sum(shares), requires_grad=True)
+    biases = torch.zeros(sum(shares), requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weights, biases], max_iter=ITERATIONS, history_size=10, line_search_fn="strong_wolfe"
     )
@@ -125,8 +128,9 @@ def _regressed(features: Tensor, leaders: Tensor, members: Tensor) -> tuple[Tens
     def loss() -> Tensor:
         optimizer.zero_grad()
         logits: Tensor = _Product.apply(matrix, transpose, weights) + biases  # type: ignore[no-untyped-call]
-        total = F.cross_entropy(logits[:, :robots], leaders, reduction="sum")
-        total = total + F.binary_cross_entropy_with_logits(logits[:, robots:], members, reduction="sum")
+        leading, many, going = torch.split(logits, shares, 1)
+        total = F.cross_entropy(leading, leaders, reduction="sum") + F.cross_entropy(many, counts, reduction="sum")
+        total = total + F.binary_cross_entropy_with_logits(going, members, reduction="sum")
         total = total + weights.square().sum() / (2 * C)
         total.backward()  # type: ignore[no-untyped-call]
         return total

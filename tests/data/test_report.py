@@ -165,7 +165,7 @@ def test_the_table_has_the_totals(shared: Path, run: Callable[..., Ran]) -> None
     (records, tokens) = (line.split() for line in ran.out.splitlines() if line.split()[:1] == ["total"])
     assert records == ["total", "24", "5,547", "5,129", "298", "4,833", "213", "2", "0", "382", "117"]
     assert tokens == ["total", "499", "76", "0", "5,421"]
-    assert "Data for spark: 8.2M parameters, 1,024 positions, 16 of them for a picture" in ran.out
+    assert "Data for spark: 9.1M parameters, 1,024 positions, 16 of them for a picture" in ran.out
     assert "ok_vqa (path 1): 404 question without annotation, 2 image not found (first: COCO_train2014_" in ran.out
     assert all(line == line.rstrip() and len(line) <= 110 for line in ran.out.splitlines())
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from embervlm import prompts
-from embervlm.data.collate import encode_fleet_text
+from embervlm.data.collate import encode_fleet_text, task_rows
 from embervlm.fleet import Fleet, Robot
 from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, preset_config
 from embervlm.model.modeling_embervlm import FleetState
@@ -61,9 +61,9 @@ def test_ember_is_of_the_size_that_it_is_called() -> None:
     with torch.device("meta"):
         ember = EmberVLMForConditionalGeneration(preset_config("ember"))
         spark = EmberVLMForConditionalGeneration(preset_config("spark"))
-    assert (ember.num_parameters(), spark.num_parameters()) == (36_834_400, 8_216_724)
+    assert (ember.num_parameters(), spark.num_parameters()) == (37_743_328, 9_092_884)
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    assert "- `ember`: 36.8M parameters" in readme and "- `spark`: 8.2M parameters" in readme
+    assert "- `ember`: 37.7M parameters" in readme and "- `spark`: 9.1M parameters" in readme
     assert (ember.image_tokens, spark.image_tokens) == (49, 16)
     text = ember.config.text_config
     assert (text.n_layer, text.n_embd, text.n_head, text.n_positions) == (6, 384, 6, 1024)
@@ -98,6 +98,7 @@ def test_saving_and_loading_changes_nothing(make_tiny: Callable[..., Any], tmp_p
             "fleet_input_ids": torch.tensor([[5, 6], [7, 8]]),
             "fleet_lengths": torch.tensor([2, 1]),
             "selection_index": torch.tensor([6]),
+            **task_rows([[50, 60, 70]]),
             "pixel_values": pixels,
         }
         # Loaded tensors lie in the file's own mapped pages, less aligned than torch's, which moves the last bit of some
@@ -137,7 +138,10 @@ def test_the_processor_s_two_ways_to_pixels_agree(spark_folder: Path) -> None:
         torch.testing.assert_close(own, library, rtol=0, atol=1e-5)
 
 
-def test_generation_with_the_cache_equals_generation_without(model: Any) -> None:
+def test_generation_with_the_cache_equals_generation_without(make_tiny: Callable[..., Any]) -> None:
+    model = make_tiny()
+    with torch.no_grad():
+        model.projector.down.weight.mul_(100)  # pictures start fainter than words
     ids, pixels = picture_ids(model, [50, 60, 70, 80]), torch.randn(1, 3, 64, 64)
     written = [
         model.generate(ids, pixel_values=pixels, max_new_tokens=12, do_sample=False, use_cache=cache)
@@ -216,18 +220,21 @@ def test_the_losses_of_a_selection_are_those_of_its_parts(model: Any, tokenizer:
     leaders = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
     members = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
     parts: list[tuple[Tensor, Tensor]] = []
-    hook = model.robot_head.by_state.register_forward_hook(lambda _module, _given, logits: parts.append(logits))
+    matches = (model.robot_head.by_state, model.robot_head.by_meaning)
+    hooks = [each.register_forward_hook(lambda _module, _given, logits: parts.append(logits)) for each in matches]
     with torch.no_grad():
         outputs = model(
             ids,
             labels=labels,
             selection_index=torch.tensor([3, 2]),
+            **task_rows([[40, 41, 42], [44, 45]]),
             leader_labels=leaders,
             member_labels=members,
             **encode_fleet_text(FLEET, tokenizer),
         )
-    hook.remove()
-    ((leader, member),) = parts
+    for hook in hooks:
+        hook.remove()
+    leader, member = (by_state + by_meaning for by_state, by_meaning in zip(*parts, strict=True))
     assert torch.equal(outputs.leader_logits, leader) and torch.equal(outputs.member_logits, member)
     expected = -(leaders * torch.log_softmax(leader, -1)).sum(1).mean()
     assert float(outputs.leader_loss) == pytest.approx(float(expected), rel=1e-5)
@@ -246,6 +253,7 @@ def test_the_fleet_s_order_orders_the_logits(model: Any, tokenizer: Any) -> None
         outputs = model(
             ids,
             selection_index=torch.tensor([ids.shape[1] - 1]),
+            **task_rows([ids[0, :-1].tolist()]),
             **encode_fleet_text(fleet, tokenizer),
         )
         return outputs.leader_logits[0], outputs.member_logits[0]
@@ -274,6 +282,7 @@ def test_the_fleet_s_cache_equals_one_masked_forward(model: Any, tokenizer: Any,
     outputs = model(
         torch.tensor([prompt]),
         selection_index=torch.tensor([len(prompt) - 2]),
+        **task_rows([prompt[:-2]]),
         **encode_fleet_text(FLEET, tokenizer),
     )
 
@@ -296,7 +305,14 @@ def test_the_fleet_s_cache_equals_one_masked_forward(model: Any, tokenizer: Any,
     ).last_hidden_state
     start = len(ids) - len(prompt)
     head = model.robot_head
-    leader, member = head.match_state(states[:, start + len(prompt) - 2], FleetState(states[0, ends], [], []))
+    vectors = [
+        head.text_encoder(model.get_input_embeddings()(torch.tensor([text])), torch.tensor([len(text)]))
+        for text in [*segments, prompt[:-2]]
+    ]
+    fleet = FleetState(states[0, ends], torch.cat(vectors[:-1]), [], [])
+    by_state = head.match_state(states[:, start + len(prompt) - 2], fleet)
+    by_meaning = head.match_meaning(vectors[-1], fleet)
+    leader, member = (first + second for first, second in zip(by_state, by_meaning, strict=True))
     torch.testing.assert_close(outputs.leader_logits, leader, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(outputs.member_logits, member, rtol=1e-4, atol=1e-5)
     logits = model.language_model.lm_head(states[:, start:])
@@ -323,6 +339,7 @@ def test_one_fleet_for_a_batch_equals_one_for_each(make_tiny: Callable[..., Any]
         padded,
         pixel_values=pixels,
         selection_index=torch.tensor([len(row) - 1 for row in rows]),
+        **task_rows([row[4:-1] for row in rows]),
         leader_labels=leaders,
         **fleet,
     )
@@ -331,6 +348,7 @@ def test_one_fleet_for_a_batch_equals_one_for_each(make_tiny: Callable[..., Any]
             torch.tensor([row]),
             pixel_values=pixels[i : i + 1],
             selection_index=torch.tensor([len(row) - 1]),
+            **task_rows([row[4:-1]]),
             leader_labels=leaders[i : i + 1],
             **fleet,
         )
@@ -368,6 +386,7 @@ def test_a_fleet_mask_equals_a_fleet_of_its_own(make_tiny: Callable[..., Any], t
             torch.tensor([rows[row] + [50256] * (length - len(rows[row])) for row in chosen]),
             labels=torch.tensor(labels),
             selection_index=torch.tensor([places[row] for row in chosen]),
+            **task_rows([rows[row][: places[row]] for row in chosen]),
             leader_labels=torch.tensor([hot([leads[row]]) for row in chosen])[:, robots],
             member_labels=torch.tensor([hot(goes[row]) for row in chosen])[:, robots],
             **encode_fleet_text(Fleet([FLEET.robots[robot] for robot in robots]), tokenizer),
@@ -422,10 +441,11 @@ def test_more_tokens_than_positions_are_refused(model: Any) -> None:
 def test_the_fleet_takes_none_of_the_prompt_s_positions(model: Any, tokenizer: Any) -> None:
     fleet = encode_fleet_text(FLEET, tokenizer)
     ids = torch.ones(1, 512, dtype=torch.long)
-    outputs = model(ids, selection_index=torch.tensor([511]), logits_to_keep=1, **fleet)
+    asked = {"selection_index": torch.tensor([511]), **task_rows([[1] * 511])}
+    outputs = model(ids, logits_to_keep=1, **asked, **fleet)
     assert torch.isfinite(outputs.leader_logits).all()
     with pytest.raises(ValueError, match="tokens, but the language model has 512 positions"):
-        model(torch.ones(1, 513, dtype=torch.long), selection_index=torch.tensor([511]), **fleet)
+        model(torch.ones(1, 513, dtype=torch.long), **asked, **fleet)
 
 
 def test_a_frozen_encoder_keeps_its_statistics(make_tiny: Callable[..., Any]) -> None:

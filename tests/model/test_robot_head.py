@@ -1,4 +1,4 @@
-"""The robot head: its two matches and their sum, words weighed by kind, and that the ways to a selection agree."""
+"""The robot head: its three matches and their sum, words weighed by kind, and that the ways to a selection agree."""
 
 from __future__ import annotations
 
@@ -14,22 +14,30 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from embervlm.data.collate import encode_fleet_text
+from embervlm.data.collate import encode_fleet_text, task_rows
 from embervlm.fleet import Fleet, Robot
+from embervlm.model import EmberVLMConfig
 from embervlm.model.modeling_embervlm import LEAST_KNOWN, FleetState, RobotHead
 from embervlm.model.weights import load_model
-from embervlm.prompts import encode, task_pieces
+from embervlm.prompts import encode, encode_task, task_pieces
 from embervlm.selection import RobotSelector
 from embervlm.tokens import CONTROL_IDS, ROBOT_SELECTION
-from embervlm.words import hashed_words, padded
+from embervlm.words import MOST_COUNTED, hashed_words, padded
 
-PLACES, WORD_WIDTH, WIDTH = 64, 8, 12
+PLACES, WORD_WIDTH, WIDTH, MEANING_WIDTH = 64, 8, 12, 32
+CONFIG = EmberVLMConfig(
+    text_config={"n_embd": WIDTH, "n_head": 2, "n_layer": 1},
+    text_encoder_width=MEANING_WIDTH,
+    text_encoder_layers=2,
+    word_places=PLACES,
+    word_width=WORD_WIDTH,
+)
 
 
 @pytest.fixture
 def head() -> RobotHead:
     torch.manual_seed(0)
-    head = RobotHead(WIDTH, PLACES, WORD_WIDTH).eval()
+    head = RobotHead(CONFIG).eval()
     match = head.by_words
     match.rarity.copy_(torch.rand(PLACES) + 0.5)
     for numbers in (match.table, match.leader_key, match.member_key):
@@ -39,7 +47,9 @@ def head() -> RobotHead:
 
 
 def fleet_of(robots: int) -> FleetState:
-    return FleetState(torch.randn(robots, WIDTH, generator=torch.Generator().manual_seed(1)), [], [])
+    lots = torch.Generator().manual_seed(1)
+    states, meanings = (torch.randn(robots, width, generator=lots) for width in (WIDTH, MEANING_WIDTH))
+    return FleetState(states, meanings, [], [])
 
 
 @torch.no_grad()
@@ -67,13 +77,18 @@ def test_a_text_s_vector_is_its_rows_weighed_by_kind(head: RobotHead) -> None:
 @torch.no_grad()
 def test_the_head_adds_its_matches(head: RobotHead) -> None:
     fleet = fleet_of(4)
-    state, words = torch.randn(3, WIDTH), torch.randn(3, WORD_WIDTH)
+    state, meanings, words = (torch.randn(3, width) for width in (WIDTH, MEANING_WIDTH, WORD_WIDTH))
     leader, member = head.match_state(state, fleet)
+    leader_by_meaning, member_by_meaning = head.match_meaning(meanings, fleet)
     leader_by_words, member_by_words = head.match_words(words, fleet)
-    assert leader.shape == member.shape == leader_by_words.shape == member_by_words.shape == (3, 4)
-    whole = head(state, words, fleet)
-    assert torch.equal(whole[0], leader + leader_by_words) and torch.equal(whole[1], member + member_by_words)
-    # Both by hand, from queries and keys.
+    whole = head(state, meanings, words, fleet)
+    torch.testing.assert_close(whole[0], leader + leader_by_meaning + leader_by_words)
+    torch.testing.assert_close(whole[1], member + member_by_meaning + member_by_words)
+    assert whole[0].shape == leader.shape == leader_by_meaning.shape == leader_by_words.shape == (3, 4)
+    # Each by hand, from queries and keys.
+    by_meaning = head.by_meaning
+    expected = by_meaning.leader_query(meanings) @ by_meaning.leader_key(fleet.robot_meanings).T / MEANING_WIDTH**0.5
+    torch.testing.assert_close(leader_by_meaning, expected, rtol=1e-5, atol=1e-5)
     robots = F.layer_norm(fleet.robot_states, (WIDTH,))
     normed = F.layer_norm(state, (WIDTH,))
     by_state = head.by_state
@@ -101,19 +116,21 @@ def test_words_say_nothing_of_strangers(head: RobotHead) -> None:
 @torch.no_grad()
 def test_words_say_nothing_until_they_are_fitted() -> None:
     torch.manual_seed(0)
-    head, fleet, state = RobotHead(WIDTH, PLACES, WORD_WIDTH).eval(), fleet_of(3), torch.randn(2, WIDTH)
+    head, fleet, state = RobotHead(CONFIG).eval(), fleet_of(3), torch.randn(2, WIDTH)
     words = head.by_words.vectors(torch.tensor([[4, 3], [6, 1]]), torch.ones(2, 2))
-    for whole, by_state in zip(head(state, words, fleet), head.match_state(state, fleet), strict=True):
-        assert torch.equal(whole, by_state)
+    meanings = torch.randn(2, MEANING_WIDTH)
+    others = zip(head.match_state(state, fleet), head.match_meaning(meanings, fleet), strict=True)
+    for whole, (by_state, by_meaning) in zip(head(state, meanings, words, fleet), others, strict=True):
+        assert torch.equal(whole, by_state + by_meaning)
 
 
 @torch.no_grad()
 def test_a_robot_s_logits_do_not_depend_on_the_others(head: RobotHead) -> None:
     fleet = fleet_of(5)
-    state, words = torch.randn(2, WIDTH), torch.randn(2, WORD_WIDTH)
-    whole = head(state, words, fleet)
+    given = [torch.randn(2, width) for width in (WIDTH, MEANING_WIDTH, WORD_WIDTH)]
+    whole = head(*given, fleet)
     for order in ([4, 2, 0, 1, 3], [3, 1]):
-        part = head(state, words, FleetState(fleet.robot_states[order], [], []))
+        part = head(*given, FleetState(fleet.robot_states[order], fleet.robot_meanings[order], [], []))
         for before, after in zip(whole, part, strict=True):
             torch.testing.assert_close(after, before[:, order], rtol=1e-5, atol=1e-6)
 
@@ -128,7 +145,18 @@ def inputs(tokenizer: Any, *tasks: str) -> dict[str, Tensor]:
     return {
         "input_ids": torch.tensor([row + [50256] * (longest - len(row)) for row in rows]),
         "selection_index": torch.tensor([len(row) - 1 for row in rows]),
+        **task_rows([encode_task(task, tokenizer) for task in tasks]),
     }
+
+
+def test_a_selection_s_tasks_that_are_missing_are_missed(
+    make_tiny: Callable[..., Any], tokenizer: Any, one_line: Callable[[BaseException | str], str]
+) -> None:
+    given = inputs(tokenizer, TASK)
+    del given["task_lengths"]
+    with pytest.raises(ValueError, match="selection_index needs task_input_ids and task_lengths") as caught:
+        make_tiny()(**given, **encode_fleet_text(FLEET, tokenizer))
+    one_line(caught.value)
 
 
 def test_a_fleet_s_lengths_that_are_missing_are_missed(
@@ -144,12 +172,16 @@ def test_a_fleet_s_lengths_that_are_missing_are_missed(
 def test_a_selector_s_scores_are_the_model_s_and_those_of_words(tiny_selector: Any) -> None:
     tasks = [TASK, "Tow the boat to the other bank, please.", "Film it."]
     model, fleet = tiny_selector.model, encode_fleet_text(FLEET, tiny_selector.tokenizer)
-    *scored, by_clause = tiny_selector.score_clauses(tasks, [None] * 3, FLEET, batch_size=2)
-    leaders, members = map(torch.from_numpy, scored)
+    scores = tiny_selector.score_clauses(tasks, [None] * 3, FLEET, batch_size=2)
+    by_clause = scores.by_clause
+    leaders, members = map(torch.from_numpy, scores[:2])
     outputs = model(**inputs(tiny_selector.tokenizer, *tasks), **fleet)
     hashes, weights = map(torch.from_numpy, padded([hashed_words(task) for task in tasks]))
     match = model.robot_head.by_words
-    words = model.robot_head.match_words(match.vectors(hashes, weights), model.encode_fleet(**fleet))
+    vectors = match.vectors(hashes, weights)
+    words = model.robot_head.match_words(vectors, model.encode_fleet(**fleet))
+    torch.testing.assert_close(torch.from_numpy(scores.counts), match.counts(vectors), rtol=1e-4, atol=1e-5)
+    assert scores.counts.shape == (3, MOST_COUNTED) and float(scores.counts.std()) > 1e-2
     torch.testing.assert_close(leaders, outputs.leader_logits + words[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(members, outputs.member_logits + words[1], rtol=1e-4, atol=1e-5)
     assert float(words[0].std()) > 1e-3
@@ -179,5 +211,5 @@ def test_clauses_are_scored_as_tasks_are(tiny_selector: Any) -> None:
     parts = ["Film the roof of the hall", "then fetch the ladder from the shed", "tow the boat to the quay"]
     task = f"{parts[0]}, {parts[1]}, {parts[2]}."
     alone = tiny_selector.score([*parts[:2], f"{parts[2]}."], [None] * 3, FLEET)[1]
-    _, _, (by_clause,) = tiny_selector.score_clauses([task], [None], FLEET)
+    (by_clause,) = tiny_selector.score_clauses([task], [None], FLEET).by_clause
     np.testing.assert_allclose(by_clause, alone, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from embervlm.training.engine import optimizer_for
-from embervlm.training.pipeline import KNOWN_WORDS_RATES, STUDIED_RATES
+from embervlm.training.pipeline import STUDIED_RATES
 
 
 def test_parts_learn_at_their_shares_of_the_rate(make_tiny: Callable[..., Any], tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_parts_learn_at_their_shares_of_the_rate(make_tiny: Callable[..., Any], 
     model.projector.requires_grad_(False)
     arguments = TrainingArguments(output_dir=str(tmp_path), learning_rate=1e-2, weight_decay=0.1, use_cpu=True)
 
-    optimizer = optimizer_for(model, arguments, {**KNOWN_WORDS_RATES, **STUDIED_RATES})
+    optimizer = optimizer_for(model, arguments, STUDIED_RATES)
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {
@@ -32,7 +32,7 @@ def test_parts_learn_at_their_shares_of_the_rate(make_tiny: Callable[..., Any], 
     }
     assert found["language_model.transformer.h.0.mlp.c_fc.weight"][1] == 0.1
     for name, (rate, _) in found.items():
-        studied = name.startswith(("language_model.", "robot_head."))
-        assert rate == 1e-2 * (0.1 if ".wte." in name else 0.35 if studied else 1.0), name
+        studied = name.startswith(("robot_head.text_encoder.", "robot_head.by_meaning."))
+        assert rate == 1e-2 * (0.5 if ".wte." in name else 0.2 if studied else 1.0), name
     # The log tells the rate of the first group.
     assert optimizer.param_groups[0]["lr"] == 1e-2

@@ -136,7 +136,10 @@ def plain_stage_3_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
         ).last_hidden_state
         logits = model.language_model.lm_head(state)[0, :-1]
         language = language + F.cross_entropy(logits, following[row], ignore_index=IGNORED, reduction="sum")
-        leader, members = head.match_state(state[:, batch["selection_index"][row]], fleet)
+        task = batch["task_input_ids"][row, : batch["task_lengths"][row]]
+        meaning = head.text_encoder(embedding(task)[None], torch.tensor([len(task)]))
+        by_state = head.match_state(state[:, batch["selection_index"][row]], fleet)
+        leader, members = (sum(both) for both in zip(by_state, head.match_meaning(meaning, fleet), strict=True))
         leading = leading + F.cross_entropy(leader, batch["leader_labels"][row][None]) / count
         going = going + F.binary_cross_entropy_with_logits(members, batch["member_labels"][row][None]) / count
         states.append(state[0, batch["task_index"][row]])
