@@ -103,6 +103,7 @@ class Calibration:
         clause_share: how much of a robot's logit of going along is that of the clause that most wants it, from 0 to 1;
             the rest is the whole task's.
         count_weight: how much it counts who goes that a task's words say how many go (:func:`with_counts`).
+        phases_alone: whether a robot that goes alone may have several phases, as in some task that was fitted on.
     """
 
     temperature: float = 1.0
@@ -113,6 +114,7 @@ class Calibration:
     with_picture: Calibration | None = None
     clause_share: float = 0.0
     count_weight: float = 0.0
+    phases_alone: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in ``calibration.json``."""
@@ -169,6 +171,7 @@ class Calibration:
             None if of_pictures is None else cls._from_dict(of_pictures, path),
             float(values.get("clause_share", 0.0)),
             float(values.get("count_weight", 0.0)),
+            bool(values.get("phases_alone", True)),
         )
         shares = (made.member_threshold, made.clause_share)
         if not (
@@ -415,7 +418,7 @@ class RobotSelector:
         if 1 < len(names) <= len(parts):
             plan = plan_by_clauses(parts, by_clause()[:, [fleet.index(name) for name in names]], names)
         else:
-            plan = self._write_plan(writer, task, names)
+            plan = self._write_plan(writer, task, names, calibration.phases_alone)
         clock.lap("plan")
         scores = [RobotScore(fleet.names[i], leading[i], fleet.names[i] in names) for i in order]
         candidates = None if coverage is None else self.prediction_set(leading, coverage, fleet, image is not None)
@@ -653,10 +656,15 @@ class RobotSelector:
             matched.append(remaining.pop(picked))
         return [", ".join(matched), decision_sentence(names[0], names[1:])]
 
-    def _write_plan(self, writer: _Writer, task: str, names: Sequence[str]) -> list[Phase]:
-        """The plan over the selected robots, each of which gets a phase; one phase when the model writes no plan."""
+    def _write_plan(self, writer: _Writer, task: str, names: Sequence[str], phases_alone: bool) -> list[Phase]:
+        """The plan over the selected robots, each of which gets a phase; one phase when the model writes no plan.
+
+        Args:
+            phases_alone: whether a robot that goes alone may have several phases.
+        """
         task = " ".join(task.split())  # a phase is one line
-        if len(names) == 1 and writer.prefers(END_OF_TEXT_ID, CONTROL_IDS[ACTION_PLAN]):
+        alone = len(names) == 1
+        if alone and (not phases_alone or writer.prefers(END_OF_TEXT_ID, CONTROL_IDS[ACTION_PLAN])):
             return [Phase(1, names[0], task, [])]
         writer.read([CONTROL_IDS[ACTION_PLAN]])
         colon = encode_text(self.tokenizer, ":")

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizerFast, TrainingArguments
 
+from embervlm.data.collate import encode_fleet_text, task_rows
 from embervlm.data.robot_format import write_robot_lines
 from embervlm.data.sample import DataError, RobotSample, normalise_task
 from embervlm.evaluation.sentence_encoder import MINILM_PACKAGE
@@ -24,7 +25,7 @@ from embervlm.fleet import Fleet, Robot
 from embervlm.folders import WeightsError
 from embervlm.model import EmberVLMProcessor
 from embervlm.model.weights import load_model
-from embervlm.prompts import robot_description
+from embervlm.prompts import encode_task, robot_description
 from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import Calibration, RobotSelector
 from embervlm.training import pipeline, teacher
@@ -260,6 +261,42 @@ def test_a_model_learns_what_it_studies(
     without_the_rest(again)
     study(again, tokenizer, lessons, FLEET, arguments)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_second_study_keeps_words_and_what_is_said_of_pictures(
+    make_tiny: Callable[..., Any], tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studying, "PASSES_AGAIN", 60)
+    monkeypatch.setattr(studying, "BATCH", 20)
+    monkeypatch.setattr(studying, "KEPT_SHARE", 1.0)
+    leaders = torch.tensor([NAMES.index(task.leaders[0]) for task in TASKS])
+    sure = 12 * F.one_hot(leaders, 5) - 6.0
+    lessons = Lessons([t.task for t in TASKS], torch.eye(5)[leaders], FLEET.robots, torch.eye(5), sure, sure)
+    arguments = TrainingArguments(output_dir=str(tmp_path), learning_rate=5e-3, use_cpu=True, seed=3, report_to=[])
+    pictured = ["See to what is in the picture.", "Help there!", "Have a look, would you?"]
+
+    @torch.no_grad()
+    def said(model: Any) -> torch.Tensor:
+        head, words, fleet = model.robot_head, model.get_input_embeddings(), encode_fleet_text(FLEET, tokenizer)
+        tasks = task_rows([encode_task(text, tokenizer) for text in pictured])
+        robots = head.text_encoder(words(fleet["fleet_input_ids"]), fleet["fleet_lengths"])
+        meanings = head.text_encoder(words(tasks["task_input_ids"]), tasks["task_lengths"])
+        leading: torch.Tensor = head.by_meaning(meanings, robots)[0]
+        return leading.softmax(-1)
+
+    far = []
+    for kept in (pictured, []):
+        model = make_tiny()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        expected = said(model)
+        study(model, tokenizer, lessons, FLEET, arguments, kept)
+        changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+        assert changed and all(
+            name.startswith(("robot_head.text_encoder.", "robot_head.by_meaning.")) for name in changed
+        )
+        assert model.get_input_embeddings().weight.requires_grad and not model.training
+        far.append(float((said(model) - expected).abs().max()))
+    assert far[0] < 0.1 < far[1]
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

@@ -70,7 +70,11 @@ def _fit(selector: RobotSelector, samples: Sequence[RobotSample], scores: Scores
     leading = torch.softmax(torch.from_numpy(scores.leaders).double() / temperature, -1).tolist()
     right = [[place for place, name in enumerate(names) if name in s.leaders] for s in samples]
     fitted = Calibration(
-        temperature, samples=len(samples), fleet=fleet_mark(selector.fleet), set_thresholds=fit_sets(leading, right)
+        temperature,
+        samples=len(samples),
+        fleet=fleet_mark(selector.fleet),
+        set_thresholds=fit_sets(leading, right),
+        phases_alone=any(len(s.plan) > 1 and len(s.selected) == 1 for s in samples),
     )
     expected, unpictured = [s.selected for s in samples], [False] * len(samples)
     kinds = [[len(robots) > 1 for robots in expected].count(kind) for kind in (False, True)]

@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from embervlm.data.sample import RobotSample
-from embervlm.evaluation.calibration import calibrate, fit_sets, fit_temperature
+from embervlm.evaluation.calibration import _fit, calibrate, fit_sets, fit_temperature
+from embervlm.evaluation.metrics import exact_set
 from embervlm.fleet import Fleet
 from embervlm.model import EmberVLMProcessor
 from embervlm.runtime.torch_model import TorchRuntime
-from embervlm.selection import CALIBRATION_FILE, Calibration, RobotSelector, fleet_mark, set_scores
+from embervlm.selection import CALIBRATION_FILE, Calibration, RobotSelector, Scores, fleet_mark, set_scores
 
 NAMES = Fleet.default().names
 
@@ -138,6 +139,47 @@ def test_tasks_with_pictures_are_fitted_apart(make_tiny: Callable[..., Any], tok
     # Too few for sets of their own: all are fitted together.
     together, _ = calibrate(selector, [*told, *seen[:99]])
     assert together.with_picture is None and together.samples == 219
+
+
+def test_how_many_go_is_heard_where_it_helps(tiny_selector: Any) -> None:
+    rng = np.random.default_rng(0)
+    samples, leaders, members, counts = [], [], [], []
+    for number in range(300):
+        chosen = rng.permutation(5)[: rng.integers(1, 4)]
+        names = tuple(NAMES[place] for place in sorted(chosen))
+        samples.append(RobotSample(str(number), f"Do {number}.", (NAMES[chosen[0]],), names))
+        goes = np.isin(np.arange(5), chosen)
+        leaders.append(6.0 * (np.arange(5) == chosen[0]))
+        members.append(np.where(goes, 1.0, -1.0) + 1.2 * rng.standard_normal(5))
+        counts.append(5.0 * (np.arange(4) == len(chosen) - 1))
+    made = [np.array(each, np.float32) for each in (leaders, members, counts)]
+    selector = RobotSelector(tiny_selector.runtime, Fleet.default(), Calibration())
+
+    def fitted(counts: Any) -> tuple[Calibration, float]:
+        scores = Scores(made[0], made[1], [row[None] for row in made[1]], counts)
+        selector.calibration = _fit(selector, samples, scores)
+        pictured = [False] * len(samples)
+        selected = selector.selected_names(made[0], selector.going(scores, pictured), pictured)
+        return selector.calibration, exact_set(selected, [s.selected for s in samples])
+
+    (told, with_them), (silent, without) = fitted(made[2]), fitted(np.zeros_like(made[2]))
+    assert told.count_weight > 0 and silent.count_weight == 0
+    assert with_them > without + 0.1
+
+
+def test_several_robots_count_as_much_as_one(tiny_selector: Any) -> None:
+    # Of ten tasks nine are for one robot. A second one's logit is 1 where it goes, and in a third of the nine too.
+    samples, members = [], []
+    for number in range(200):
+        several = number % 10 == 0
+        samples.append(RobotSample(str(number), f"Do {number}.", NAMES[:1], NAMES[: 2 if several else 1]))
+        members.append([0.0, 1.0 if several or number % 3 == 0 else -3.0, -9.0, -9.0, -9.0])
+    leaders = np.tile(np.array([[6.0, 0, 0, 0, 0]], np.float32), (200, 1))
+    logits = np.array(members, np.float32)
+    scores = Scores(leaders, logits, [row[None] for row in logits], np.zeros((200, 4), np.float32))
+    selector = RobotSelector(tiny_selector.runtime, Fleet.default(), Calibration())
+    # All of the few right and two thirds of the many is better than all of the many.
+    assert _fit(selector, samples, scores).member_threshold < 0.7
 
 
 def test_a_mark_tells_what_a_model_reads_of_a_fleet() -> None:
