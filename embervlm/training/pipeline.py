@@ -241,6 +241,7 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
     train, validation = _datasets(run, stage, processor)
     # Shards are not read for this; their validation pairs stand for all.
     streamed = isinstance(train, StreamedDataset)
+    drawn = run.data[stage].train if streamed else train  # of which each process streams its share
     _check_samples(run, stage, validation if streamed else train, model)
     if streamed:
         output.mkdir(parents=True, exist_ok=True)
@@ -257,7 +258,7 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
         rates=_rates(settings, stage, model),
     )
     if is_main:
-        _say_what_trains(trainer, model, train, validation)
+        _say_what_trains(trainer, model, drawn, validation)
     checkpoint = _checkpoint(settings, stage, arguments)
     if is_main:
         remove_unfinished(output)
@@ -266,7 +267,7 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
         check_space(output, (missing + 1) * checkpoint_bytes(model), f"stage {stage} with {missing} more checkpoints")
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics: dict[str, Any] = {
-        "train_samples": len(train),
+        "train_samples": len(drawn),
         "validation_samples": len(validation),
         "steps": trainer.state.global_step,
     }

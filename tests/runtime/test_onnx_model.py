@@ -115,7 +115,7 @@ def test_a_file_too_many_is_refused(copied: Path, one_line: Callable[[Any], str]
         ({"heads": 3}, "a width of 16 is not that of 3 heads"),
         ({"vocabulary": 50257}, "a vocabulary of 50257 tokens, expected 50262"),
         ({"image_std": [0.2, 0.2, 0]}, "image_std must be three numbers"),
-        ({"version": 99}, "of the format embervlm-onnx/99, expected embervlm-onnx/1"),
+        ({"version": 99}, "of the format embervlm-onnx/99, expected embervlm-onnx/2"),
         ({"more": 1}, "expected quantize, vocabulary"),
         ({"layers": 1}, "language.onnx is not of this model: its inputs differ from onnx.json's at"),
     ],
