@@ -97,6 +97,7 @@ def make_tiny() -> Callable[..., Any]:
             tie_word_embeddings=tied,
             text_encoder_width=32,
             text_encoder_layers=2,
+            text_encoder_taught=True,
             word_places=1024,
             word_width=8,
         )

@@ -203,8 +203,10 @@ class Fleet(nn.Module):
         head, robots = self.head, self.head.robot_norm(states)
         compared = ((head.by_state, robots), (head.by_meaning, meanings))
         leader_by_words, member_by_words = head.by_words.keys(robots)
-        leader = [match.leader_key(given) * match.scale for match, given in compared]
-        member = [match.member_key(given) * match.scale for match, given in compared]
+        # As ``match_meaning`` has it.
+        scales = (head.by_state.scale, head.by_meaning.scale * head.config.text_encoder_taught)
+        leader = [match.leader_key(given) * scale for (match, given), scale in zip(compared, scales, strict=True)]
+        member = [match.member_key(given) * scale for (match, given), scale in zip(compared, scales, strict=True)]
         return torch.cat([*leader, leader_by_words], -1).T, torch.cat([*member, member_by_words], -1).T
 
 

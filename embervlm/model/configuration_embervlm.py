@@ -53,6 +53,8 @@ class EmberVLMConfig(PreTrainedConfig):  # type: ignore[misc]
         language_pretrained: whether the language model's were; if not, a teacher's words may be what it starts with.
         text_encoder_width: of the robot head's text encoder (:mod:`embervlm.model.text_encoder`), a multiple of 32.
         text_encoder_layers: its blocks.
+        text_encoder_taught: whether a teacher has taught it; until then the robot head does without it, since what it
+            would learn from a few thousand tasks are short cuts past the picture.
         word_places: rows of the robot head's table of hashed words (:mod:`embervlm.words`), an even number.
         word_width: its columns.
         prompt_version: the wording (``prompts.PROMPT_VERSION``) that the weights were trained with.
@@ -69,6 +71,7 @@ class EmberVLMConfig(PreTrainedConfig):  # type: ignore[misc]
     language_pretrained: bool = False
     text_encoder_width: int = 128
     text_encoder_layers: int = 4
+    text_encoder_taught: bool = False
     word_places: int = 131_072
     word_width: int = 16
     prompt_version: int = PROMPT_VERSION

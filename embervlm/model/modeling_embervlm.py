@@ -223,6 +223,7 @@ class RobotHead(nn.Module):
         self.by_state = RobotMatch(width)
         self.text_encoder = TextEncoder(width, encoder_width, config.text_encoder_layers)
         self.by_meaning = RobotMatch(encoder_width)
+        self.config = config
         self.by_words = WordMatch(width, config.word_places, config.word_width)
 
     def match_state(self, state: Tensor, fleet: FleetState) -> tuple[Tensor, Tensor]:
@@ -236,14 +237,14 @@ class RobotHead(nn.Module):
         return leader, member
 
     def match_meaning(self, meanings: Tensor, fleet: FleetState) -> tuple[Tensor, Tensor]:
-        """The logits of the second match: leader and member, each (batch, robots).
+        """The logits of the second match: leader and member, each (batch, robots); 0 until its encoder is taught.
 
         Args:
             meanings: the text encoder's vectors of the tasks, (batch, text encoder's width).
             fleet: in use.
         """
         leader, member = self.by_meaning(meanings, fleet.robot_meanings)
-        return leader, member
+        return (leader, member) if self.config.text_encoder_taught else (0 * leader, 0 * member)
 
     def match_words(self, words: Tensor, fleet: FleetState) -> tuple[Tensor, Tensor]:
         """The logits of the third match: leader and member, each (batch, robots).

@@ -109,6 +109,8 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         frozen = self.frozen_parts(model)
         for part in PARTS:
             getattr(model, part).requires_grad_(part not in frozen)
+        for part in frozen:
+            model.get_submodule(part).requires_grad_(False)
         self.pace = Pace()
         super().__init__(
             model=model,

@@ -15,5 +15,5 @@ class Stage3Trainer(StageTrainer):
 
     @classmethod
     def frozen_parts(cls, model: Any) -> tuple[str, ...]:
-        """Nothing."""
-        return ()
+        """Nothing; until a teacher has taught it, the robot head's text encoder."""
+        return () if model.config.text_encoder_taught else ("robot_head.text_encoder", "robot_head.by_meaning")

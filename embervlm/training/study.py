@@ -75,6 +75,7 @@ def study(
         kept: for the study after stage 3, the texts of which the match shall go on to say what it says now; without
             them it is that before stage 3, and the token embeddings are trained too.
     """
+    model.config.text_encoder_taught = True
     torch.manual_seed(arguments.seed)
     rng = random.Random(f"study/{arguments.seed}")
     texts = [encode_task(text, tokenizer) for text in lessons.texts]

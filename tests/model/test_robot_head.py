@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ CONFIG = EmberVLMConfig(
     text_config={"n_embd": WIDTH, "n_head": 2, "n_layer": 1},
     text_encoder_width=MEANING_WIDTH,
     text_encoder_layers=2,
+    text_encoder_taught=True,
     word_places=PLACES,
     word_width=WORD_WIDTH,
 )
@@ -122,6 +124,15 @@ def test_words_say_nothing_until_they_are_fitted() -> None:
     others = zip(head.match_state(state, fleet), head.match_meaning(meanings, fleet), strict=True)
     for whole, (by_state, by_meaning) in zip(head(state, meanings, words, fleet), others, strict=True):
         assert torch.equal(whole, by_state + by_meaning)
+
+
+@torch.no_grad()
+def test_meanings_say_nothing_until_they_are_taught(head: RobotHead) -> None:
+    head.config = copy.copy(CONFIG)
+    fleet, meanings = fleet_of(3), torch.randn(2, MEANING_WIDTH)
+    for taught in (True, False):
+        head.config.text_encoder_taught = taught
+        assert [bool(each.any()) for each in head.match_meaning(meanings, fleet)] == [taught] * 2
 
 
 @torch.no_grad()
