@@ -120,6 +120,7 @@ def _selector(settings: dict[str, Any]) -> Any:
         return RobotSelector.from_pretrained(settings["model"])
     torch.manual_seed(0)
     model = EmberVLMForConditionalGeneration(preset_config(settings["preset"]))
+    model.config.text_encoder_taught = True  # which is what costs more
     runtime = TorchRuntime(model, EmberVLMProcessor.for_config(model.config))
     return RobotSelector(runtime, Fleet.default(), Calibration())
 

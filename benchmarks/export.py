@@ -48,6 +48,7 @@ def _measure(options: argparse.Namespace) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     made = EmberVLMForConditionalGeneration(preset_config(options.preset))
+    made.config.text_encoder_taught = True  # so that all that is exported has its part in the answers
     untrained = save_folder(
         options.out / f"{options.preset}-random", made, EmberVLMProcessor.for_config(made.config), Fleet.default()
     )

@@ -100,11 +100,11 @@ def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
     if "robot_ends" in batch:
         rows = torch.arange(len(states))
         for row in rows:
-            described = head.text_encoder(embedding(batch["fleet_input_ids"]), batch["fleet_lengths"])
+            described = head.meanings(embedding(batch["fleet_input_ids"]), batch["fleet_lengths"])
             fleet = FleetState(states[row, batch["robot_ends"]], described, [], [])
             by_state = head.match_state(states[row, batch["selection_index"][row]][None], fleet)
             task = embedding(batch["task_input_ids"][row])[None]
-            by_meaning = head.match_meaning(head.text_encoder(task, batch["task_lengths"][row][None]), fleet)
+            by_meaning = head.match_meaning(head.meanings(task, batch["task_lengths"][row][None]), fleet)
             leading, going = (first + second for first, second in zip(by_state, by_meaning, strict=True))
             leader = F.cross_entropy(leading.float(), batch["leader_labels"][row][None])
             members = F.binary_cross_entropy_with_logits(going.float(), batch["member_labels"][row][None])
@@ -140,10 +140,10 @@ def select(model: Any, processor: Any, fleet: Fleet, task: str, picture: Any) ->
     model.language_model.lm_head(states)
     head, embedding = model.robot_head, model.get_input_embeddings()
     text = encode_fleet_text(fleet, processor.tokenizer)
-    described = head.text_encoder(embedding(text["fleet_input_ids"]), text["fleet_lengths"])
+    described = head.meanings(embedding(text["fleet_input_ids"]), text["fleet_lengths"])
     robots = FleetState(states[0, ends], described, [], [])
     asked = torch.tensor([encode_task(task, processor.tokenizer)])
-    meaning = head.text_encoder(embedding(asked), torch.tensor([asked.shape[1]]))
+    meaning = head.meanings(embedding(asked), torch.tensor([asked.shape[1]]))
     leading = head.match_state(states[:, -1], robots)[0] + head.match_meaning(meaning, robots)[0]
     return fleet.names[int(leading.argmax())]
 

@@ -569,10 +569,7 @@ class RobotSelector:
             pictured: whether each task had a picture.
         """
         temperatures = np.array([[self.calibration.of(each).temperature] for each in pictured])
-        scaled = np.asarray(leader_logits, np.float64) / temperatures
-        powers: NDArray[np.float64] = np.exp(scaled - scaled.max(-1, keepdims=True))
-        powers /= powers.sum(-1, keepdims=True)
-        return powers
+        return _softmax(np.asarray(leader_logits, np.float64) / temperatures)
 
     def selected_names(
         self, leader_logits: ArrayLike, member_logits: ArrayLike, pictured: Sequence[bool]
@@ -726,30 +723,29 @@ def with_counts(member_logits: Floats, leader_logits: Floats, counts: Floats, we
         return member_logits
     likely = np.log(np.maximum(_softmax(counts), LEAST_COUNT))
     shares = np.exp(weight * (likely - likely.max()))  # of sets of 1, 2 ... and of all larger ones
-    odds = np.exp(np.clip(member_logits.astype(np.float64), -MAX_LOGIT, MAX_LOGIT))
-    leader = int(leader_logits.argmax())
+    others = np.arange(len(member_logits)) != leader_logits.argmax()
+    logits = np.clip(member_logits[others].astype(np.float64), -MAX_LOGIT, MAX_LOGIT)
+    chances = 1 / (1 + np.exp(-logits))
+    # For each robot the chance that 0, 1 ... of the rest go; larger numbers are left out.
+    rest = np.zeros((len(logits), len(shares) - 1))
+    rest[:, 0] = 1
+    for place, chance in enumerate(chances):
+        goes = np.full((len(logits), 1), chance)
+        goes[place] = 0
+        rest[:, 1:] = rest[:, 1:] * (1 - goes) + rest[:, :-1] * goes
+        rest[:, :1] *= 1 - goes
+    more = shares[:-1] - shares[-1]
+    with_it, without = (shares[-1] + rest[:, : len(each)] @ each for each in (more[1:], more))
     found = member_logits.copy()
-    others = [robot for robot in range(len(odds)) if robot != leader]
-    for robot in others:
-        rest = odds[[other for other in others if other != robot]]
-        found[robot] = math.log(odds[robot] * _weighed(rest, shares[1:]) / _weighed(rest, shares))
+    found[others] = logits + np.log(with_it / without)
     return found
 
 
-def _weighed(odds: NDArray[np.float64], shares: NDArray[np.float64]) -> float:
-    """The sum over all sets of the products of their odds, those of no robot, one ... and more having these shares."""
-    products = np.zeros(len(shares) - 1)  # summed over the sets of one size
-    if len(products):
-        products[0] = 1.0
-        for each in odds:
-            products[1:] += each * products[:-1]
-    every = float(np.prod(1 + odds))
-    return float(shares[-1] * every + ((shares[:-1] - shares[-1]) * products).sum())
-
-
-def _softmax(logits: Floats) -> NDArray[np.float64]:
-    powers = np.exp(logits.astype(np.float64) - logits.max())
-    shares: NDArray[np.float64] = powers / powers.sum()
+def _softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """The probabilities of logits, in double precision, over the last axis."""
+    logits = logits.astype(np.float64)
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    shares: NDArray[np.float64] = powers / powers.sum(-1, keepdims=True)
     return shares
 
 

@@ -161,5 +161,9 @@ def test_a_count_that_says_nothing_changes_nothing() -> None:
     # Numbers without measure stay numbers, and what is ruled out is not.
     wild = with_counts(np.array([3e38, -3e38, 0.0], np.float32), leaders, np.array([3e38, 0, 0, 0], np.float32), 10.0)
     assert np.isfinite(wild).all()
+    # Nor do many robots, all of whom may go, add up to more than numbers hold.
+    crowd = np.full(300, 9.0, np.float32)
+    many = with_counts(crowd, np.arange(300, dtype=np.float32), np.zeros(4, np.float32), 1.0)
+    np.testing.assert_allclose(many, crowd, rtol=1e-6)
     alone = with_counts(members, leaders, np.array([5.0, 0, 0, 0], np.float32), 1.0)
     assert (alone[:2] < members[:2]).all()

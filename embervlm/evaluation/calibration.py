@@ -1,4 +1,4 @@
-"""Calibration: fits the confidences' temperature, the threshold of going along and the prediction sets' thresholds.
+"""Calibration: fits the confidences' temperature, the rule of who goes along and the prediction sets' thresholds.
 
 All of it on validation tasks, whose voices, where they have any, are not those of training.
 """
@@ -77,9 +77,9 @@ def _fit(selector: RobotSelector, samples: Sequence[RobotSample], scores: Scores
         phases_alone=any(len(s.plan) > 1 and len(s.selected) == 1 for s in samples),
     )
     expected, unpictured = [s.selected for s in samples], [False] * len(samples)
-    kinds = [[len(robots) > 1 for robots in expected].count(kind) for kind in (False, True)]
     # One robot and several count the same, of which tasks seldom have as many.
-    weights = [1 / kinds[len(robots) > 1] for robots in expected]
+    several = [len(robots) > 1 for robots in expected]
+    kinds = [[place for place, each in enumerate(several) if each is kind] for kind in sorted(set(several))]
     # Ties go to the smaller weight and share, and to the threshold nearest to a half.
     thresholds = sorted((step / 20 for step in range(2, 19)), key=lambda threshold: abs(threshold - 0.5))
     best, rule = -1.0, fitted
@@ -89,8 +89,8 @@ def _fit(selector: RobotSelector, samples: Sequence[RobotSample], scores: Scores
         for threshold in thresholds:
             selector.calibration = replace(selector.calibration, member_threshold=threshold)
             selected = selector.selected_names(scores.leaders, going, unpictured)
-            hits = [set(found) == set(wanted) for found, wanted in zip(selected, expected, strict=True)]
-            reached = round(float(np.average(hits, weights=weights)), 9)
+            each = [exact_set([selected[at] for at in kind], [expected[at] for at in kind]) for kind in kinds]
+            reached = round(float(np.mean(each)), 9)
             if reached > best:
                 best, rule = reached, selector.calibration
     return rule

@@ -217,14 +217,24 @@ class RobotHead(nn.Module):
 
     def __init__(self, config: EmberVLMConfig) -> None:
         super().__init__()
+        self.config = config
         width, encoder_width = config.text_config.hidden_size, config.text_encoder_width
         self.state_norm = nn.LayerNorm(width)
         self.robot_norm = nn.LayerNorm(width)
         self.by_state = RobotMatch(width)
         self.text_encoder = TextEncoder(width, encoder_width, config.text_encoder_layers)
         self.by_meaning = RobotMatch(encoder_width)
-        self.config = config
         self.by_words = WordMatch(width, config.word_places, config.word_width)
+
+    def meanings(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """The text encoder's vectors of texts, (texts, its width); zeros until it is taught.
+
+        Args:
+            embeddings, lengths: as the encoder takes them.
+        """
+        if not self.config.text_encoder_taught:
+            return embeddings.new_zeros(len(embeddings), self.config.text_encoder_width)
+        return cast(Tensor, self.text_encoder(embeddings, lengths))
 
     def match_state(self, state: Tensor, fleet: FleetState) -> tuple[Tensor, Tensor]:
         """The logits of the first match: leader and member, each (batch, robots).
@@ -240,7 +250,7 @@ class RobotHead(nn.Module):
         """The logits of the second match: leader and member, each (batch, robots); 0 until its encoder is taught.
 
         Args:
-            meanings: the text encoder's vectors of the tasks, (batch, text encoder's width).
+            meanings: of the tasks, (batch, text encoder's width).
             fleet: in use.
         """
         leader, member = self.by_meaning(meanings, fleet.robot_meanings)
@@ -388,7 +398,7 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         cache = DynamicCache()
         # Padding stands behind the text, where the causal mask hides it from every place that is used.
         if embeddings is None:
-            (embeddings,) = self.look_up(fleet_input_ids)
+            embeddings = cast(Tensor, self.look_up(fleet_input_ids)[0])
         states = self.language_model.transformer(
             inputs_embeds=embeddings, past_key_values=cache, use_cache=True
         ).last_hidden_state  # (robots, longest, width)
@@ -400,7 +410,7 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
 
         return FleetState(
             robot_states=states[torch.arange(robots, device=states.device), fleet_lengths - 1],
-            robot_meanings=self.robot_head.text_encoder(embeddings, fleet_lengths),
+            robot_meanings=self.robot_head.meanings(embeddings, fleet_lengths),
             keys=[in_a_row(layer.keys) for layer in cache.layers],
             values=[in_a_row(layer.values) for layer in cache.layers],
         )
@@ -542,7 +552,7 @@ class EmberVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             at_selection = states[torch.arange(batch, device=states.device), selection_index]  # (batch, width)
             if tasks is None or task_lengths is None:
                 raise ValueError("selection_index needs task_input_ids and task_lengths")
-            meanings = self.robot_head.text_encoder(tasks, task_lengths)  # (batch, text encoder's width)
+            meanings = self.robot_head.meanings(tasks, task_lengths)  # (batch, text encoder's width)
             by_state = self.robot_head.match_state(at_selection, fleet)
             by_meaning = self.robot_head.match_meaning(meanings, fleet)
             leading, going = (first + second for first, second in zip(by_state, by_meaning, strict=True))

@@ -70,13 +70,13 @@ class TorchRuntime:
     def encode_fleet(self, texts: Sequence[Sequence[int]]) -> FleetState:
         """Encode a fleet's descriptions, given as token ids, each on its own."""
         # Any id will do behind a description; transformers would warn about that of the padding token.
-        state: FleetState = self.model.encode_fleet(_padded(texts), torch.tensor([len(ids) for ids in texts]))
+        state: FleetState = self.model.encode_fleet(*_padded(texts))
         return state
 
     @torch.inference_mode()
     def states(self, prompts: Sequence[Sequence[int]], features: Sequence[Tensor | None], fleet: FleetState) -> Tensor:
         """The states at the ends of prompts that are read together, (prompts, width)."""
-        ids = _padded(prompts)
+        ids, lengths = _padded(prompts)
         seen = [each for each in features if each is not None]
         embedded = self.model.embed(ids, torch.stack(seen) if seen else None)
         states: Tensor = self.model.language_model.transformer(
@@ -85,15 +85,14 @@ class TorchRuntime:
             position_ids=torch.arange(ids.shape[1])[None],
             use_cache=True,
         ).last_hidden_state
-        return states[torch.arange(len(prompts)), torch.tensor([len(prompt) - 1 for prompt in prompts])]
+        return states[torch.arange(len(prompts)), lengths - 1]
 
     @torch.inference_mode()
     def match(self, states: Tensor, tasks: Sequence[str], fleet: FleetState) -> Match:
         """Who leads, who goes along and how many go."""
         head = self.model.robot_head
-        encoded = [encode_task(task, self.tokenizer) for task in tasks]
-        embeddings = self.model.get_input_embeddings()(_padded(encoded))
-        meanings = head.text_encoder(embeddings, torch.tensor([len(ids) for ids in encoded]))
+        ids, lengths = _padded([encode_task(task, self.tokenizer) for task in tasks])
+        meanings = head.meanings(self.model.get_input_embeddings()(ids), lengths)
         hashes, weights = padded([hashed_words(task) for task in tasks])
         words = head.by_words.vectors(torch.from_numpy(hashes), torch.from_numpy(weights))
         leader, member = head(states, meanings, words, fleet)
@@ -129,9 +128,10 @@ class TorchReader:
         return logits
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Token ids, (rows, longest), with zeros behind the shorter ones, which no used place sees."""
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids, (rows, longest), with zeros behind the shorter ones, which no used place sees, and the lengths."""
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for place, row in enumerate(rows):
         ids[place, : len(row)] = torch.tensor(row)
-    return ids
+    return ids, lengths

@@ -108,7 +108,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         check_prompt_version(model.config.prompt_version)
         frozen = self.frozen_parts(model)
         for part in PARTS:
-            getattr(model, part).requires_grad_(part not in frozen)
+            getattr(model, part).requires_grad_(True)
         for part in frozen:
             model.get_submodule(part).requires_grad_(False)
         self.pace = Pace()

@@ -37,9 +37,9 @@ ITERATIONS = 120
 #: How much more than others the run's own robots count in the fit of the keys.
 OWN = 100.0
 KEY_PENALTY = 0.1
-#: Weights of the match by words beside the one by state among which validation chooses.
+#: Weights of the match by words beside the others among which validation chooses.
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-#: With fewer validation tasks the two matches weigh the same.
+#: With fewer validation tasks all matches weigh the same.
 MIN_TASKS = 30
 
 

@@ -133,6 +133,8 @@ def test_meanings_say_nothing_until_they_are_taught(head: RobotHead) -> None:
     for taught in (True, False):
         head.config.text_encoder_taught = taught
         assert [bool(each.any()) for each in head.match_meaning(meanings, fleet)] == [taught] * 2
+        read = head.meanings(torch.randn(2, 5, WIDTH), torch.tensor([5, 3]))
+        assert read.shape == (2, MEANING_WIDTH) and bool(read.any()) == taught
 
 
 @torch.no_grad()
