@@ -59,8 +59,9 @@ spark: setup
 	  --stage1_data $(SPARK)/data/base_vlm --stage2_data $(SPARK)/data/base_vlm/llava \
 	  --robot_data $(SPARK)/data/robot-selection-dataset --robot_variants 1 \
 	  --stage1_epochs 1 --stage2_epochs 0.5 --stage3_robot_epochs 2
-	@rm -rf $(SPARK)/box
-	$(BIN)/embervlm export --format compact --model $(SPARK)/outputs/final --card docs/spark.md --out $(SPARK)/box
+	@rm -rf $(SPARK)/calibrated $(SPARK)/box
+	$(BIN)/embervlm calibrate --model $(SPARK)/outputs/final --data collection/calibration --out $(SPARK)/calibrated
+	$(BIN)/embervlm export --format compact --model $(SPARK)/calibrated --card docs/spark.md --out $(SPARK)/box
 
 test: setup lint types unit
 

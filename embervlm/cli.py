@@ -323,6 +323,69 @@ def _evaluation_for_people(found: Any) -> str:
     return "\n".join([*lines, *found.notes])
 
 
+def _calibrate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=_BOX_MODEL, metavar="DIR", help=_MODEL_HELP)
+    parser.add_argument(
+        "--data",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="robot files that were not trained on: 100 tasks or more",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder, for the calibrated model")
+    parser.add_argument("--fleet", type=Path, metavar="FILE", help="who can be sent; the model's own fleet without it")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the folds and intervals")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    if arguments.seed < 0:
+        raise UsageError("--seed must be 0 or more")
+    from embervlm.evaluation.recalibration import check_target, recalibrate, write_calibrated
+    from embervlm.fleet import Fleet
+    from embervlm.folders import model_folder
+    from embervlm.selection import RobotSelector
+
+    check_target(arguments.out)
+    fleet = Fleet.from_yaml(arguments.fleet) if arguments.fleet is not None else None
+    selector = RobotSelector.from_pretrained(arguments.model)
+    selector.fleet = fleet or selector.fleet
+    found = recalibrate(selector, arguments.data, seed=arguments.seed, progress=_progress_line())
+    write_calibrated(arguments.out, model_folder(arguments.model), selector, found)
+    if arguments.json:
+        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        print(_calibration_for_people(found))
+        print(f"calibrated model: {arguments.out}")
+    return 0
+
+
+def _calibration_for_people(found: Any) -> str:
+    def cell(figure: Any, share: bool) -> str:
+        if figure is None:
+            return f"{'-':>24}"
+        told = "{:.1%} ({:.1%} to {:.1%})" if share else "{:.3f} ({:.3f} to {:.3f})"
+        return f"{told.format(figure.value, figure.low, figure.high):>24}"
+
+    rows = (
+        ("leading robot right", "leader_accuracy", True),
+        ("exactly the right robots", "exact_set", True),
+        ("calibration error (ECE)", "ece", False),
+        ("sets for 90% that have it", "covered", True),
+        ("mean robots in a set", "robots", False),
+    )
+    return "\n".join(
+        [
+            f"{found.tasks} tasks, {found.pictured} with a picture; each by a calibration of the others; 95% intervals",
+            f"  {'':<28}{'as it was':>24}{'fitted anew':>24}",
+            *(
+                f"  {name:<28}{cell(getattr(found.before, key), share)}{cell(getattr(found.after, key), share)}"
+                for name, key, share in rows
+            ),
+        ]
+    )
+
+
 def _data_flags(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="WHAT")
     sample = commands.add_parser("sample", help="write rendered scenes and tasks, in the publishers' layouts")
@@ -537,6 +600,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Calla
     "train": ("Run the training pipeline.", _train_flags, _train),
     "select": ("Select the robots for a task.", _select_flags, _select),
     "evaluate": ("Measure a model on robot tasks.", _evaluate_flags, _evaluate),
+    "calibrate": ("Fit a trained model's confidences on your own tasks and fleet.", _calibrate_flags, _calibrate),
     "data": ("Make sample data, convert robot tasks, report on data.", _data_flags, _data),
     "serve": ("Answer over HTTP, with a page.", _serve_flags, _serve),
     "mcp": ("Answer agents over the Model Context Protocol, on standard input and output.", _mcp_flags, _mcp),

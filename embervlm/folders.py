@@ -22,6 +22,8 @@ from urllib.request import getproxies
 from embervlm.fleet import FLEET_FILE, Fleet
 
 MANIFEST = "manifest.json"
+#: What a trained model is and what was measured of it: for people, and for programs.
+CARD_FILE, METRICS_FILE = "README.md", "metrics.json"
 #: The name of the trained model that comes with the package, and what a command asks that is told no other.
 BOX_MODEL = "spark"
 _BOX = Path(__file__).resolve().parent / "box"

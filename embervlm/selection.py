@@ -456,7 +456,7 @@ class RobotSelector:
         if calibration.fleet != fleet_mark(fleet):
             raise SelectionError(
                 f"no coverage can be promised for this fleet ({', '.join(fleet.names)[:200]}): the model's calibration"
-                " was fitted for another; ask without coverage, or train with this fleet"
+                " was fitted for another; ask without coverage, or calibrate it for this fleet (embervlm calibrate)"
             )
 
     def score(

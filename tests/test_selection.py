@@ -285,7 +285,7 @@ def test_coverage_is_refused_for_another_fleet(vouching: RobotSelector) -> None:
             vouching.select(TASKS[0], reason=False, coverage=0.9, fleet=fleet)
         assert str(caught.value) == (
             f"no coverage can be promised for this fleet ({', '.join(fleet.names)}): the model's calibration was"
-            " fitted for another; ask without coverage, or train with this fleet"
+            " fitted for another; ask without coverage, or calibrate it for this fleet (embervlm calibrate)"
         )
     # A model folder whose fleet file was exchanged is another fleet, too.
     vouching.fleet = Fleet(robots[:4])

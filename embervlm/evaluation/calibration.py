@@ -1,10 +1,11 @@
 """Calibration: fits the confidences' temperature, the rule of who goes along and the prediction sets' thresholds.
 
-All of it on validation tasks, whose voices, where they have any, are not those of training.
+On validation tasks, whose voices, where they have any, are not those of training, or on others (``recalibration``).
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Sequence
@@ -36,24 +37,12 @@ COUNT_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
 def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[Calibration, dict[str, Any]]:
     """Fit a selector's calibration, put it to use in it, and measure it on the same tasks.
 
-    Tasks with a picture are fitted apart where those and the others are enough for prediction sets.
-
     Returns:
         the calibration, and the accuracies on ``samples``.
     """
     scores = selector.score_clauses([s.task for s in samples], [s.image for s in samples])
+    selector.calibration = fitted(selector, samples, scores)
     pictured = [s.image is not None for s in samples]
-    kinds = [[place for place, each in enumerate(pictured) if each is kind] for kind in (False, True)]
-
-    def fit(places: Sequence[int]) -> Calibration:
-        own = [samples[place] for place in places]
-        return _fit(selector, own, scores.of(places))
-
-    if min(map(len, kinds)) >= MIN_COVERAGE_TASKS:
-        told, seen = map(fit, kinds)
-        selector.calibration = replace(told, with_picture=seen)
-    else:
-        selector.calibration = fit(range(len(samples)))
     selected = selector.selected_names(scores.leaders, selector.going(scores, pictured), pictured)
     measured: dict[str, Any] = {
         "tasks": len(samples),
@@ -61,6 +50,32 @@ def calibrate(selector: RobotSelector, samples: Sequence[RobotSample]) -> tuple[
         "exact_set": exact_set(selected, [s.selected for s in samples]),
     }
     return selector.calibration, measured
+
+
+def fitted(
+    selector: RobotSelector, samples: Sequence[RobotSample], scores: Scores, before: Calibration | None = None
+) -> Calibration:
+    """The calibration that fits some tasks, those with a picture apart where both kinds are enough for prediction sets.
+
+    Args:
+        selector: whose the scores are; its own calibration stays as it is.
+        samples: the tasks.
+        scores: theirs.
+        before: a calibration of the same fleet, of which a kind of tasks keeps its part where it is not enough and the
+            other is; without one all tasks are fitted together then.
+    """
+    kinds = [[place for place, s in enumerate(samples) if (s.image is not None) is kind] for kind in (False, True)]
+    enough = [len(kind) >= MIN_COVERAGE_TASKS for kind in kinds]
+    selector = copy.copy(selector)
+
+    def part(pictured: bool) -> Calibration:
+        if before is not None and not enough[pictured]:
+            return replace(before.of(pictured), with_picture=None)
+        return _fit(selector, [samples[place] for place in kinds[pictured]], scores.of(kinds[pictured]))
+
+    if all(enough) or (before is not None and any(enough)):
+        return replace(part(False), with_picture=part(True))
+    return _fit(selector, samples, scores)
 
 
 def _fit(selector: RobotSelector, samples: Sequence[RobotSample], scores: Scores) -> Calibration:

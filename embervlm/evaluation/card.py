@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 #: What hubs list the model under; the licence is the package's.
 _TAGS = ["embervlm", "robotics", "robot-selection", "vision-language", "task-planning"]
+_CALIBRATION = "## Calibration"
 _VALIDATION = "validation tasks of the training run"
 
 
@@ -85,6 +86,42 @@ def model_card(model: Any, metrics: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def with_calibration(card: str, found: Mapping[str, Any]) -> str:
+    """A model's card with a section on its calibration, in place of one that it has.
+
+    Args:
+        card: the card.
+        found: as ``Recalibration.to_dict`` gives it.
+    """
+    before, after = found["before"], found["after"]
+    rows = (
+        ("leading robot right", "leader_accuracy", True),
+        ("exactly the right robots", "exact_set", True),
+        ("calibration error (ECE)", "ece", False),
+        ("prediction sets for 90% that have a right leader", "covered", True),
+        ("mean robots in such a set", "robots", False),
+    )
+
+    def cell(figure: Mapping[str, Any] | None, share: bool) -> str:
+        return "-" if figure is None else f"{figure['value']:.1%}" if share else f"{figure['value']:.3f}"
+
+    lines = [
+        _CALIBRATION,
+        "",
+        f"Fitted anew, after training, on {found['tasks']} tasks that were not trained on, {found['pictured']} of them"
+        " with a picture; that is what",
+        "confidences, thresholds and prediction sets stand on. Of these tasks, each by a calibration of the others:",
+        "",
+        "| | as trained | fitted anew |",
+        "|---|---|---|",
+        *(f"| {name} | {cell(before[key], share)} | {cell(after[key], share)} |" for name, key, share in rows),
+        "",
+    ]
+    kept, _, former = card.partition(f"\n{_CALIBRATION}\n")
+    _, heading, rest = former.partition("\n## ")
+    return f"{kept.rstrip()}\n\n" + "\n".join(lines) + heading + rest
 
 
 def _start(model: Any, part: str) -> str:

@@ -21,7 +21,9 @@ from transformers import AutoModelForCausalLM
 
 from embervlm.fleet import FLEET_FILE, Fleet
 from embervlm.folders import (
+    CARD_FILE,
     MANIFEST,
+    METRICS_FILE,
     WeightsError,
     check_export,
     complete_folder,
@@ -55,8 +57,7 @@ from embervlm.tokens import TokenizerError, load_tokenizer
 logger = logging.getLogger(__name__)
 
 #: What a compact folder takes over as it is, where the model has it.
-CARD_FILE = "README.md"
-TAKEN_OVER = ("calibration.json", "metrics.json", CARD_FILE)
+TAKEN_OVER = ("calibration.json", METRICS_FILE, CARD_FILE)
 #: What transformers raises on folders and configurations that are not what they should be.
 _HUB_ERRORS = (
     OSError,

@@ -25,7 +25,7 @@ from embervlm.data.sample import DataError, RobotSample
 from embervlm.data.shards import find, names_shards
 from embervlm.data.stream import ORDER_FILE, Catalogue, StreamedDataset, open_catalogue
 from embervlm.fleet import FLEET_FILE, Fleet, FleetError
-from embervlm.folders import check_model_folder, is_complete, verify_folder
+from embervlm.folders import CARD_FILE, METRICS_FILE, check_model_folder, is_complete, verify_folder
 from embervlm.model import EmberVLMProcessor
 from embervlm.model.weights import load_model, load_source_tokenizer, save_folder, starting_model
 from embervlm.preflight import align_embeddings, check_fleet_length, check_labels, check_positions, check_robots
@@ -230,7 +230,7 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
         verify_folder(result)
         if is_main:
             logger.info("Stage %d is complete already: %s", stage, result)
-        run.metrics[f"stage{stage}"] = json.loads((result / "metrics.json").read_text(encoding="utf-8"))
+        run.metrics[f"stage{stage}"] = json.loads((result / METRICS_FILE).read_text(encoding="utf-8"))
         return result
     set_seed(settings.seed)
     model = load_model(source)
@@ -279,7 +279,7 @@ def _run_stage(run: Run, stage: int, source: Path) -> Path:
     if is_main:
         summary = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in metrics.items())
         logger.info("Stage %d: %s", stage, summary)
-        files = {"metrics.json": json.dumps(metrics, indent=2) + "\n"}
+        files = {METRICS_FILE: json.dumps(metrics, indent=2) + "\n"}
         files |= stage_record(trainer, settings, run.data[stage].report, metrics)
         save_folder(result, model, processor, run.fleet, files)
     arguments.distributed_state.wait_for_everyone()
@@ -308,7 +308,7 @@ def _learn_from_teacher(run: Run, teacher: str, model: Any, processor: Any, argu
         if arguments.distributed_state.is_main_process and not known:
             with all_cores():
                 study(model, processor.tokenizer, lessons, run.fleet, arguments)
-            about = {"metrics.json": json.dumps({"lessons": lessons.made_of}) + "\n"}
+            about = {METRICS_FILE: json.dumps({"lessons": lessons.made_of}) + "\n"}
             save_folder(studied, model, processor, run.fleet, about)
     # The same from here on whether this process has studied or not.
     set_seed(run.settings.seed)
@@ -340,7 +340,7 @@ def _studied_of(studied: Path) -> str | None:
     if not is_complete(studied):
         return None
     verify_folder(studied)
-    made_of: str = json.loads((studied / "metrics.json").read_text(encoding="utf-8"))["lessons"]
+    made_of: str = json.loads((studied / METRICS_FILE).read_text(encoding="utf-8"))["lessons"]
     return made_of
 
 
@@ -460,8 +460,8 @@ def _finish(run: Run, folder: Path, arguments: TrainingArguments) -> Path:
             run.metrics["other_fleets"] = _among_others(selector, run.data[3].of_other_fleets, run.settings.seed)
         files = {
             CALIBRATION_FILE: json.dumps(calibration.to_dict(), indent=2) + "\n",
-            "metrics.json": json.dumps(run.metrics, indent=2) + "\n",
-            "README.md": model_card(selector.model, run.metrics),
+            METRICS_FILE: json.dumps(run.metrics, indent=2) + "\n",
+            CARD_FILE: model_card(selector.model, run.metrics),
         }
         save_folder(final, selector.model, selector.processor, run.fleet, files)
     arguments.distributed_state.wait_for_everyone()

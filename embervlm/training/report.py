@@ -26,7 +26,7 @@ from embervlm.data.loaders import SourceReport
 from embervlm.data.robot_loader import DATASET, RobotReport
 from embervlm.data.shards import DATASET as SHARDS
 from embervlm.data.stream import Catalogue
-from embervlm.folders import is_complete
+from embervlm.folders import METRICS_FILE, is_complete
 from embervlm.training.arguments import RunSettings
 from embervlm.training.engine import PARTS, StageTrainer
 
@@ -190,7 +190,7 @@ def write_training_report(settings: RunSettings) -> Path | None:
     file = settings.output_dir / PAGE_NAME
     try:
         records = [record for stage in (1, 2, 3) if (record := _read(settings.stage_result(stage))) is not None]
-        measured = _read_json(settings.result / "metrics.json") if is_complete(settings.result) else None
+        measured = _read_json(settings.result / METRICS_FILE) if is_complete(settings.result) else None
         write_whole({file: page(records, settings.output_dir.resolve().name, measured or {})})
     except Exception as error:  # a run that is done is not lost for its report
         logger.warning("%s: the training report could not be written (%s); the model is whole", file, error)

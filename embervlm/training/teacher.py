@@ -48,7 +48,7 @@ BATCH = 32
 #: How often a task of another fleet stands in a pass of the teacher's training: descriptions are learnt from these.
 TASK_REPEATS = 2
 #: Altered texts of tasks of other fleets, as a share of those of the run's.
-OTHER_FLEET_SHARE = 0.3
+OTHER_FLEET_SHARE = 0.5
 #: Going along counts more than leading in the teacher's loss, as most robots do not go and are soon learnt.
 MEMBER_WEIGHT = 2.0
 MAX_TOKENS = 128
