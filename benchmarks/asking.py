@@ -41,8 +41,8 @@ def select(settings: dict[str, Any]) -> dict[str, Any]:
     """
     torch.set_num_threads(settings["threads"])
     selector = _selector(settings)
-    # Weights that know nothing would send half of a fleet, whose plan takes seconds to write and is not measured here.
-    selector.calibration = replace(selector.calibration, member_threshold=1.0)
+    # Weights that know nothing would write plans for seconds, of half of a fleet or of one robot; that is not measured.
+    selector.calibration = replace(selector.calibration, member_threshold=1.0, phases_alone=False)
     fleet = workload.made_fleet(settings["robots"]) if settings.get("robots") else selector.fleet
     picture = Path(settings["picture"]).read_bytes()
     tasks = [task.task for task in read_robot_tasks(workload.TASKS, Fleet.default())[: settings["repeats"] + WARM_UP]]

@@ -21,7 +21,7 @@ PARTS: dict[str, list[str]] = {
     "training.py": ["--preset", "ember"],
     "selection.py": ["--preset", "ember", "--repeats", "100", "--model", "OUT/ember-onnx", "--model", "OUT/ember-int8"],
     "generation.py": ["--preset", "ember", "--model", "OUT/ember-onnx", "--model", "OUT/ember-int8"],
-    "startup.py": ["--model", "OUT/ember-int8"],
+    "startup.py": ["--model", "OUT/ember-int8", "--model", "OUT/trained-int8"],
     "costs.py": ["--preset", "ember"],
     "scaling.py": ["--preset", "ember", "--stages", "1"],
 }

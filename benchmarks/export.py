@@ -8,6 +8,7 @@ those of a trained one.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import time
@@ -24,7 +25,7 @@ from embervlm.fleet import Fleet
 from embervlm.folders import model_folder
 from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, preset_config
 from embervlm.model.weights import save_folder
-from embervlm.selection import RobotSelector
+from embervlm.selection import CALIBRATION_FILE, Calibration, RobotSelector
 
 INPUTS = 500
 #: Rendered scenes that give as many inputs: each has four or five tasks, asked with its picture and without.
@@ -49,8 +50,14 @@ def _measure(options: argparse.Namespace) -> int:
     torch.manual_seed(0)
     made = EmberVLMForConditionalGeneration(preset_config(options.preset))
     made.config.text_encoder_taught = True  # so that all that is exported has its part in the answers
+    # Weights that know nothing would send half of a fleet, and write plans for seconds, as none that are trained do.
+    calibration = Calibration(member_threshold=1.0, phases_alone=False)
     untrained = save_folder(
-        options.out / f"{options.preset}-random", made, EmberVLMProcessor.for_config(made.config), Fleet.default()
+        options.out / f"{options.preset}-random",
+        made,
+        EmberVLMProcessor.for_config(made.config),
+        Fleet.default(),
+        {CALIBRATION_FILE: json.dumps(calibration.to_dict())},
     )
     anybody = [Fleet.default().names] * len(asked.tasks)  # who is right is not known of random weights
     for name, source, questions in (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from transformers import TrainerCallback, set_seed
 
 from embervlm.data.collate import Collator
+from embervlm.data.order import WINDOW
 from embervlm.fleet import Fleet
 from embervlm.model import EmberVLMForConditionalGeneration, EmberVLMProcessor, preset_config
 from embervlm.training.allocator import keep_freed_memory
@@ -33,8 +35,9 @@ from embervlm.training.arguments import RunSettings
 from embervlm.training.engine import training_arguments
 from embervlm.training.pipeline import STAGES
 
-#: Batches that are gone through again and again.
-PREPARED = 4
+#: Batches that are gone through again and again: the first of an epoch's order over as many samples as one of its
+#: windows has, so that they are of one length each as in training.
+PREPARED = 6
 WARM_UP = 2
 
 #: What the operations of a step are, by the beginning of their names, for the profile.
@@ -60,8 +63,9 @@ def step(settings: dict[str, Any]) -> dict[str, Any]:
             (a made fleet).
 
     Returns:
-        seconds of each step after the warm-up, samples a second by their median, counted operations, padded tokens and
-        supervised places of a sample, trained parameters, and the machine's peak in this precision.
+        seconds of each step after the warm-up, samples a second by the mean over the batches of each one's median,
+        counted operations, padded tokens and supervised places of a sample, trained parameters, and the machine's peak
+        in this precision.
     """
     torch.set_num_threads(settings["threads"])
     set_seed(0)
@@ -80,8 +84,9 @@ def step(settings: dict[str, Any]) -> dict[str, Any]:
         batches, seconds, profile, trained = _train(model, processor, fleet, given, settings)
     else:
         batches, seconds, profile, trained = _train_plainly(model, processor, fleet, given, settings)
-    operations = _count(model, batches[0], dtype, plainly=not ours)
-    middle = sorted(seconds)[len(seconds) // 2]
+    operations = statistics.fmean(_count(model, batch, dtype, plainly=not ours) for batch in batches)
+    of_batches = [seconds[number :: len(batches)] for number in range(min(len(batches), len(seconds)))]
+    middle = statistics.fmean(map(statistics.median, of_batches))
     peak = peak_flops(dtype)
     return {
         "seconds": seconds,
@@ -89,7 +94,7 @@ def step(settings: dict[str, Any]) -> dict[str, Any]:
         "operations_per_sample": operations / settings["batch_size"],
         "share_of_peak": operations / middle / peak,
         "peak_flops": peak,
-        "tokens": batches[0]["input_ids"].shape[1],
+        "tokens": statistics.fmean(batch["input_ids"].shape[1] for batch in batches),
         "supervised": sum(int((batch["labels"] != -100).sum()) for batch in batches)
         / (len(batches) * settings["batch_size"]),
         "trained_parameters": trained,
@@ -105,7 +110,7 @@ def _examples(settings: dict[str, Any], processor: Any, fleet: Fleet) -> list[An
         )
         return [made[n * size : (n + 1) * size] for n in range(PREPARED)]
     pictures = workload.write_pictures(Path(settings["pictures"]))
-    samples = workload.stage_samples(settings["stage"], PREPARED * size, pictures)
+    samples = workload.stage_samples(settings["stage"], WINDOW * size, pictures)
     dataset = workload.stage_dataset(settings["stage"], samples, processor, all_text=settings.get("all_text", True))
     return workload.examples(dataset, size, PREPARED)
 
