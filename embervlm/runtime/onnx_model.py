@@ -334,7 +334,7 @@ class OnnxRuntime:
         options.intra_op_num_threads = self._threads
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 4
-        # Lengths of texts vary, so that nothing is gained by planning memory for one, nor by keeping the largest so far.
+        # Lengths of texts vary, so that planning memory for one gains nothing, nor keeping the largest so far.
         # Pictures are all of one size, and the system would clear the encoder's memory anew for each.
         options.enable_mem_pattern = options.enable_cpu_mem_arena = name == "vision"
         # Threads that wait by turning in circles would heat a small machine and take the processor from others.
