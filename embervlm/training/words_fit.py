@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 #: Inverse strength of the penalty on the weights, as scikit-learn's ``C``.
 C = 30.0
-ITERATIONS = 120
+ITERATIONS = 600
 #: How much more than others the run's own robots count in the fit of the keys.
 OWN = 100.0
 KEY_PENALTY = 0.1
