@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embervlm.data.collate import encode_fleet_text
+from embervlm.data.robot_clauses import is_clause
 from embervlm.data.robot_fleets import other_robots
 from embervlm.data.sample import RobotSample
 from embervlm.evaluation.calibration import fit_temperature
@@ -48,11 +49,11 @@ def fit_words(selector: RobotSelector, train: Sequence[RobotSample], validation:
 
     Args:
         selector: of the run's fleet, its model otherwise trained.
-        train: tasks; those of other fleets are passed over.
+        train: tasks; those of other fleets are passed over, and clauses, which have fewer words and one robot each.
         validation: tasks of the run's fleet.
     """
     match, fleet = selector.model.robot_head.by_words, selector.fleet
-    own = [sample for sample in train if sample.fleet is None]
+    own = [sample for sample in train if sample.fleet is None and not is_clause(sample)]
     for numbers in match.buffers():
         numbers.zero_()
     if not own:
