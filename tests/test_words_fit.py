@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from embervlm.data.robot_clauses import CLAUSE
 from embervlm.data.sample import RobotSample
 from embervlm.fleet import Fleet, Robot
 from embervlm.model import EmberVLMProcessor
@@ -70,6 +71,15 @@ def test_the_fit_is_a_regression_of_the_words(selector: RobotSelector) -> None:
     counts = match.counts(match.vectors(*map(torch.from_numpy, padded([hashed_words(text) for text in texts]))))
     torch.testing.assert_close(torch.cat([leader, counts, member], 1), logits, rtol=0.02, atol=0.05)
     assert (counts.softmax(-1)[:, 0] > 0.9).all()
+
+
+def test_clauses_are_passed_over(selector: RobotSelector) -> None:
+    fit_words(selector, TASKS, [])
+    match = selector.model.robot_head.by_words
+    whole = {name: numbers.clone() for name, numbers in match.named_buffers()}
+    clauses = [replace(task, id=f"{task.id}{CLAUSE}1", leaders=("Boat",), selected=("Boat",)) for task in TASKS]
+    fit_words(selector, [*TASKS, *clauses], [])
+    assert all(torch.equal(numbers, whole[name]) for name, numbers in match.named_buffers())
 
 
 def test_words_tell_how_many_go(selector: RobotSelector) -> None:
