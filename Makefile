@@ -13,7 +13,7 @@ SPARK := build/spark
 help:
 	@echo "make setup  install into .venv"
 	@echo "make demo   sample data, all three training stages, evaluation, a selection (at most 8 minutes on two cores)"
-	@echo "make spark  train the model in the box from committed data (about an hour on two cores) into $(SPARK)"
+	@echo "make spark  train the model in the box from committed data (40 to 60 minutes on two cores) into $(SPARK)"
 	@echo "make test   lint, types and tests"
 	@echo "make reliability  runs that are killed, stopped and damaged, held against those that are not (at most 20 minutes)"
 	@echo "make fuzz   strangers' pictures, fleets, JSON, questions and folders, made by a fuzzer (10 minutes each)"
