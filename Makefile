@@ -18,7 +18,7 @@ help:
 	@echo "make reliability  runs that are killed, stopped and damaged, held against those that are not (at most 20 minutes)"
 	@echo "make fuzz   strangers' pictures, fleets, JSON, questions and folders, made by a fuzzer (10 minutes each)"
 	@echo "make test-serve  the server's long checks: every operation fuzzed, load, hostile pictures, the page in a browser"
-	@echo "make bench  speed and memory of training, selection, generation, start-up and data, against a plain reference (a quarter of an hour)"
+	@echo "make bench  speed and memory of training, selection, generation, start-up and data, against a plain reference (half an hour)"
 	@echo "make docs   the documentation as a site, in build/site"
 	@echo "make clean  remove what these made"
 

@@ -1,4 +1,4 @@
-"""Runs the benchmarks one after another and prints their tables: what ``make bench`` does, in a quarter of an hour.
+"""Runs the benchmarks one after another and prints their tables: what ``make bench`` does, in half an hour.
 
 Run as ``python benchmarks/bench.py --out DIR``. Each part's JSON goes into the folder; a part that fails is named at
 the end, and the others run all the same.
