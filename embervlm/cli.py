@@ -341,17 +341,18 @@ def _calibrate_flags(parser: argparse.ArgumentParser) -> None:
 def _calibrate(arguments: argparse.Namespace) -> int:
     if arguments.seed < 0:
         raise UsageError("--seed must be 0 or more")
-    from embervlm.evaluation.recalibration import check_target, recalibrate, write_calibrated
+    from embervlm.evaluation.recalibration import check_folders, recalibrate, write_calibrated
     from embervlm.fleet import Fleet
     from embervlm.folders import model_folder
     from embervlm.selection import RobotSelector
 
-    check_target(arguments.out)
+    source = model_folder(arguments.model)
+    check_folders(arguments.out, source)
     fleet = Fleet.from_yaml(arguments.fleet) if arguments.fleet is not None else None
     selector = RobotSelector.from_pretrained(arguments.model)
     selector.fleet = fleet or selector.fleet
     found = recalibrate(selector, arguments.data, seed=arguments.seed, progress=_progress_line())
-    write_calibrated(arguments.out, model_folder(arguments.model), selector, found)
+    write_calibrated(arguments.out, source, selector, found)
     if arguments.json:
         print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
     else:
@@ -367,20 +368,15 @@ def _calibration_for_people(found: Any) -> str:
         told = "{:.1%} ({:.1%} to {:.1%})" if share else "{:.3f} ({:.3f} to {:.3f})"
         return f"{told.format(figure.value, figure.low, figure.high):>24}"
 
-    rows = (
-        ("leading robot right", "leader_accuracy", True),
-        ("exactly the right robots", "exact_set", True),
-        ("calibration error (ECE)", "ece", False),
-        ("sets for 90% that have it", "covered", True),
-        ("mean robots in a set", "robots", False),
-    )
+    from embervlm.evaluation.card import CALIBRATION_ROWS
+
     return "\n".join(
         [
             f"{found.tasks} tasks, {found.pictured} with a picture; each by a calibration of the others; 95% intervals",
-            f"  {'':<28}{'as it was':>24}{'fitted anew':>24}",
+            f"  {'':<48}{'as it was':>24}{'fitted anew':>24}",
             *(
-                f"  {name:<28}{cell(getattr(found.before, key), share)}{cell(getattr(found.after, key), share)}"
-                for name, key, share in rows
+                f"  {name:<48}{cell(getattr(found.before, key), share)}{cell(getattr(found.after, key), share)}"
+                for name, key, share in CALIBRATION_ROWS
             ),
         ]
     )

@@ -10,6 +10,14 @@ from huggingface_hub import EvalResult, ModelCardData
 #: What hubs list the model under; the licence is the package's.
 _TAGS = ["embervlm", "robotics", "robot-selection", "vision-language", "task-planning"]
 _CALIBRATION = "## Calibration"
+#: What is told of a calibration: in words, the field of ``recalibration.Held``, and whether it is a share.
+CALIBRATION_ROWS = (
+    ("leading robot right", "leader_accuracy", True),
+    ("exactly the right robots", "exact_set", True),
+    ("calibration error (ECE)", "ece", False),
+    ("prediction sets for 90% that have a right leader", "covered", True),
+    ("mean robots in such a set", "robots", False),
+)
 _VALIDATION = "validation tasks of the training run"
 
 
@@ -96,13 +104,6 @@ def with_calibration(card: str, found: Mapping[str, Any]) -> str:
         found: as ``Recalibration.to_dict`` gives it.
     """
     before, after = found["before"], found["after"]
-    rows = (
-        ("leading robot right", "leader_accuracy", True),
-        ("exactly the right robots", "exact_set", True),
-        ("calibration error (ECE)", "ece", False),
-        ("prediction sets for 90% that have a right leader", "covered", True),
-        ("mean robots in such a set", "robots", False),
-    )
 
     def cell(figure: Mapping[str, Any] | None, share: bool) -> str:
         return "-" if figure is None else f"{figure['value']:.1%}" if share else f"{figure['value']:.3f}"
@@ -116,7 +117,10 @@ def with_calibration(card: str, found: Mapping[str, Any]) -> str:
         "",
         "| | as trained | fitted anew |",
         "|---|---|---|",
-        *(f"| {name} | {cell(before[key], share)} | {cell(after[key], share)} |" for name, key, share in rows),
+        *(
+            f"| {name} | {cell(before[key], share)} | {cell(after[key], share)} |"
+            for name, key, share in CALIBRATION_ROWS
+        ),
         "",
     ]
     kept, _, former = card.partition(f"\n{_CALIBRATION}\n")

@@ -98,6 +98,23 @@ class Measures:
     reliability: list[Bin]
 
 
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Of the prediction sets at one level.
+
+    Attributes:
+        level: the share of tasks whose set should have a right leader.
+        covered: the share whose set has one.
+        size: mean robots in a set.
+        single: share of sets of one robot; at the others a person would be asked.
+    """
+
+    level: float
+    covered: Figure
+    size: Figure
+    single: Figure
+
+
 def right_leaders(picked: Sequence[str], leaders: Sequence[Sequence[str]]) -> list[bool]:
     """Whether each picked robot is among those that may lead."""
     return [name in names for name, names in zip(picked, leaders, strict=True)]
@@ -229,6 +246,26 @@ def measure(predictions: Predictions, samples: Sequence[RobotSample], *, seed: i
             )
             for place in range(BINS)
         ],
+    )
+
+
+def measure_coverage(
+    sets: Sequence[Sequence[str]], samples: Sequence[RobotSample], level: float, *, seed: int = 0
+) -> Coverage:
+    """Measure prediction sets against the samples' labels.
+
+    Args:
+        sets: one for each sample; at least one.
+        samples: the tasks.
+        level: what was asked of the sets.
+        seed: of the intervals.
+    """
+    draws = Bootstrap(groups_of(samples), seed=seed)
+    return Coverage(
+        level=level,
+        covered=draws.mean([bool(set(names) & set(s.leaders)) for names, s in zip(sets, samples, strict=True)]),
+        size=draws.mean([len(names) for names in sets]),
+        single=draws.mean([len(names) == 1 for names in sets]),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from embervlm.runtime.base import Floats
 from embervlm.selection import Picture, RobotSelector
 
 
@@ -60,9 +61,19 @@ def predict(
         progress: called with the number of tasks done.
     """
     leaders, members = selector.score(tasks, images, progress=progress)
-    pictured = [image is not None for image in images]
-    leading = selector.leading(leaders, pictured)
-    return Predictions(selector.fleet.names, leading, selector.selected_names(leaders, members, pictured))
+    return of_logits(selector, leaders, members, [image is not None for image in images])
+
+
+def of_logits(selector: RobotSelector, leaders: Floats, members: Floats, pictured: Sequence[bool]) -> Predictions:
+    """What a selector answers where its logits are known already.
+
+    Args:
+        selector: the model, with its calibration.
+        leaders, members: (tasks, robots) each, as :meth:`RobotSelector.score` gives them.
+        pictured: whether each task has a picture.
+    """
+    selected = selector.selected_names(leaders, members, pictured)
+    return Predictions(selector.fleet.names, selector.leading(leaders, pictured), selected)
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:

@@ -21,8 +21,8 @@ from embervlm.data.sample import DataError, RobotSample
 from embervlm.evaluation.calibration import fitted
 from embervlm.evaluation.card import with_calibration
 from embervlm.evaluation.folds import folds
-from embervlm.evaluation.metrics import Bootstrap, Figure, groups_of, measure
-from embervlm.evaluation.predictions import Predictions, joined
+from embervlm.evaluation.metrics import Figure, measure, measure_coverage
+from embervlm.evaluation.predictions import Predictions, joined, of_logits
 from embervlm.fleet import FLEET_FILE
 from embervlm.folders import (
     CARD_FILE,
@@ -154,9 +154,7 @@ def write_calibrated(
         WeightsError: ``folder`` is there, ``source`` is not complete or damaged, or the copy cannot be written.
     """
     source = Path(source)
-    check_target(folder)
-    if not is_complete(source):
-        raise WeightsError(f"{source}: has no {MANIFEST}, so was not written to its end; only whole folders are copied")
+    check_folders(folder, source)
     verify_folder(source)
     with complete_folder(folder) as temporary:
         for name in read_json_file(source / MANIFEST)["files"]:
@@ -172,14 +170,16 @@ def write_calibrated(
             card.write_text(with_calibration(card.read_text(encoding="utf-8"), found.to_dict()), encoding="utf-8")
 
 
-def check_target(folder: Path) -> None:
-    """Refuse to write over what is there.
+def check_folders(folder: Path, source: Path) -> None:
+    """Refuse to write over what is there, or to copy what is not whole, before any work is done.
 
     Raises:
         WeightsError: names it.
     """
     if folder.exists():
         raise WeightsError(f"{folder}: is there already; expected the name of a new folder")
+    if source.is_dir() and not is_complete(source):
+        raise WeightsError(f"{source}: has no {MANIFEST}, so was not written to its end; only whole folders are copied")
 
 
 def _answered(
@@ -188,22 +188,17 @@ def _answered(
     """What the selector answers with a calibration, and its prediction sets; none where it has none for its fleet."""
     selector = RobotSelector(selector.runtime, selector.fleet, calibration)
     pictured = [sample.image is not None for sample in samples]
-    leading = selector.leading(scores.leaders, pictured)
-    selected = selector.selected_names(scores.leaders, selector.going(scores, pictured), pictured)
-    predictions = Predictions(selector.fleet.names, leading, selected)
+    predictions = of_logits(selector, scores.leaders, selector.going(scores, pictured), pictured)
     if calibration.fleet != fleet_mark(selector.fleet) or not all(
         calibration.of(each).set_thresholds for each in pictured
     ):
         return predictions, []
-    rows = zip(leading.tolist(), pictured, strict=True)
+    rows = zip(predictions.leading.tolist(), pictured, strict=True)
     return predictions, [selector.prediction_set(row, COVERAGE, pictured=each) for row, each in rows]
 
 
 def _held(samples: Sequence[RobotSample], predictions: Predictions, sets: Sequence[Sequence[str]], seed: int) -> Held:
     measured = measure(predictions, samples, seed=seed)
-    covered = robots = None
-    if sets:
-        draws = Bootstrap(groups_of(samples), seed=seed)
-        covered = draws.mean([float(bool(set(names) & set(s.leaders))) for names, s in zip(sets, samples, strict=True)])
-        robots = draws.mean([float(len(names)) for names in sets])
+    found = measure_coverage(sets, samples, COVERAGE, seed=seed) if sets else None
+    covered, robots = (found.covered, found.size) if found is not None else (None, None)
     return Held(measured.leader_accuracy, measured.exact_set, measured.ece, covered, robots)

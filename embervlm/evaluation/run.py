@@ -20,11 +20,13 @@ from embervlm.evaluation.baselines import KEY_WORDS, Baseline, available, key_wo
 from embervlm.evaluation.folds import apart_from, folds
 from embervlm.evaluation.metrics import (
     Bootstrap,
+    Coverage,
     Figure,
     Measures,
     best_possible,
     groups_of,
     measure,
+    measure_coverage,
     right_leaders,
 )
 from embervlm.evaluation.predictions import Predictions, joined, predict
@@ -60,23 +62,6 @@ class Written:
     agreement: Figure
     milliseconds: float
     faults: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """Of the prediction sets at one level.
-
-    Attributes:
-        level: the share of tasks whose set should have a right leader.
-        covered: the share whose set has one.
-        size: mean robots in a set.
-        single: share of sets of one robot; at the others a person would be asked.
-    """
-
-    level: float
-    covered: Figure
-    size: Figure
-    single: Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +252,7 @@ def evaluate(
         train_tasks=len(known) if baselines else None,
         folds=None,
         written=_measure_written(selector, samples, answers, seed, progress) if answers else None,
-        coverage=_measure_coverage(sets, samples, coverage, seed) if sets and coverage is not None else None,
+        coverage=measure_coverage(sets, samples, coverage, seed=seed) if sets and coverage is not None else None,
         by_voice=_by_voice(predictions, samples, seed),
         notes=tuple(notes),
         cases=_cases(predictions, samples, sets, answers, selector.fleet),
@@ -514,18 +499,6 @@ def _measure_written(
         agreement=draws.mean(agreed),
         milliseconds=float(np.mean([answer.timing_ms["total"] for answer in given])),
         faults=[f"{s.id}: {fault}" for s, fault in zip(of, faults, strict=True) if fault is not None][:10],
-    )
-
-
-def _measure_coverage(
-    sets: Sequence[Sequence[str]], samples: Sequence[RobotSample], level: float, seed: int
-) -> Coverage:
-    draws = Bootstrap(groups_of(samples), seed=seed)
-    return Coverage(
-        level=level,
-        covered=draws.mean([bool(set(names) & set(s.leaders)) for names, s in zip(sets, samples, strict=True)]),
-        size=draws.mean([len(names) for names in sets]),
-        single=draws.mean([len(names) == 1 for names in sets]),
     )
 
 

@@ -46,3 +46,8 @@ def test_without_figures_there_is_no_index(make_tiny: Callable[..., Any]) -> Non
 def test_the_card_of_the_model_in_the_box_is_read(name: str) -> None:
     data = ModelCard.load(ROOT / name).data
     assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "transformers", "image-text-to-text")
+
+
+def test_the_card_in_the_box_is_the_one_that_is_shown() -> None:
+    of_box = (ROOT / "embervlm/box/spark/README.md").read_text(encoding="utf-8")
+    assert of_box == (ROOT / "docs/spark.md").read_text(encoding="utf-8")
