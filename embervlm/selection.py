@@ -395,10 +395,11 @@ class RobotSelector:
         writer = _Writer(self.runtime, (reader or self.runtime.reader)(state), on_step)
         writer.read(prompt, features)
         before = self._write_observations(writer, image is not None) if reason else []
-        clock.lap("reasoning" if reason else "task")
+        if reason:
+            clock.lap("reasoning")
         writer.begin("selection")
-        chosen = writer.read([CONTROL_IDS[ROBOT_SELECTION]])
-        leader_logits, whole, counts = self.runtime.match(chosen, [task], state)  # (1, robots) twice, (1, counted)
+        writer.read([CONTROL_IDS[ROBOT_SELECTION]])
+        leader_logits, whole, counts = self.runtime.match(writer.state, [task], state)  # (1, robots) twice, (1, counted)
         leading = self.leading(leader_logits, [image is not None])[0].tolist()
         order = sorted(range(len(fleet)), key=lambda index: -leading[index])
         parts = clauses(task)
@@ -830,14 +831,19 @@ def load_runtime(folder: Path) -> Runtime:
 
 
 class _Writer:
-    """Reads and writes one text token by token behind a fleet."""
+    """Reads and writes one text token by token behind a fleet.
+
+    The model reads what was taken in once something is asked of it, all of it together.
+    """
 
     def __init__(self, runtime: Runtime, reader: Reader, on_step: OnStep | None = None) -> None:
         self.tokenizer, self._positions = runtime.tokenizer, runtime.positions
         self._reader, self._on_step = reader, on_step
         self._part, self._text = "", ""
         self.position = 0
-        self.state: Any = None
+        self._unread: list[int] = []
+        self._features: Any = None
+        self._state: Any = None
         self._line_ends = {*CONTROL_IDS.values(), END_OF_TEXT_ID}
 
     @property
@@ -849,14 +855,23 @@ class _Writer:
         """Say which part of the answer comes next."""
         self._part, self._text = part, ""
 
-    def read(self, ids: Sequence[int], features: Any = None) -> Any:
-        """Take in tokens that are given; returns the state at the last of them."""
+    @property
+    def state(self) -> Any:
+        """The model's state at the last token that was taken in."""
+        if self._unread:
+            self._state = self._reader.read(self._unread, self.position - len(self._unread), self._features)
+            self._unread, self._features = [], None
+        return self._state
+
+    def read(self, ids: Sequence[int], features: Any = None) -> None:
+        """Take in tokens that are given, with the features of the picture that is among them."""
         if self._on_step is not None:
             self._on_step(self._part, self._text)
         check_positions(self.position + len(ids), self._positions, "the answer")
-        self.state = self._reader.read(ids, self.position, features)
+        self._unread += ids
+        if features is not None:
+            self._features = features
         self.position += len(ids)
-        return self.state
 
     def write_line(self) -> str:
         """Write until a line's end or a control token, which is not taken in; at most ``MAX_STEP_TOKENS`` tokens.

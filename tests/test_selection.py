@@ -344,9 +344,8 @@ class Scripted(_Writer):
         self.wanted, self.written = list(wanted), 0
         self.taken: list[int] = []
 
-    def read(self, ids: Sequence[int], features: Any = None) -> Any:
+    def read(self, ids: Sequence[int], features: Any = None) -> None:
         self.taken += ids
-        return None
 
     def _logits(self) -> NDArray[np.float32]:
         logits = np.zeros(50262, np.float32)
