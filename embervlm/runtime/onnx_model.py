@@ -30,9 +30,9 @@ from embervlm.words import MOST_COUNTED, hashed_words, padded
 
 MERGES_FILE = "merges.txt"
 FORMAT = "embervlm-onnx"
-VERSION = 2
+VERSION = 3
 #: The graphs of a folder, each ``NAME.onnx``.
-GRAPHS = ("vision", "language", "vocabulary", "meaning", "words", "fleet", "selection")
+GRAPHS = ("vision", "tokens", "language", "vocabulary", "meaning", "words", "fleet", "selection")
 #: How many threads a graph may take; all cores without it.
 THREADS_VARIABLE = "EMBERVLM_THREADS"
 
@@ -256,7 +256,8 @@ class OnnxRuntime:
     def _meanings(self, texts: Sequence[Sequence[int]]) -> Floats:
         """The text encoder's vectors of texts, (texts, text encoder's width)."""
         ids, lengths = _padded(texts)
-        (vectors,) = self._run("meaning", {"ids": ids, "lengths": lengths})
+        (rows,) = self._run("tokens", {"ids": ids})
+        (vectors,) = self._run("meaning", {"rows": rows, "lengths": lengths})
         found: Floats = vectors
         return found
 
@@ -295,10 +296,11 @@ class OnnxRuntime:
         if before is None:
             nothing = np.zeros((len(prompts), 0, told.width), np.float32)
             before = {f"{part}_before.{n}": nothing for n in range(told.layers) for part in ("keys", "values")}
+        (rows,) = self._run("tokens", {"ids": ids})
         state, *new = self._run(
             "language",
             {
-                "ids": ids,
+                "rows": rows,
                 "places": places,
                 "features": visual,
                 "positions": np.broadcast_to(np.arange(position, position + longest), ids.shape).clip(
@@ -337,6 +339,9 @@ class OnnxRuntime:
         # Lengths of texts vary, so that planning memory for one gains nothing, nor keeping the largest so far.
         # Pictures are all of one size, and the system would clear the encoder's memory anew for each.
         options.enable_mem_pattern = options.enable_cpu_mem_arena = name == "vision"
+        # Weights in an order of their own take as much memory again, which products with one task's row do not repay.
+        if name in ("fleet", "selection"):
+            options.add_session_config_entry("session.disable_prepacking", "1")
         # Threads that wait by turning in circles would heat a small machine and take the processor from others.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
@@ -419,7 +424,8 @@ def signatures(told: Description) -> dict[str, Signature]:
     floats, places = "tensor(float)", "tensor(int64)"
     width, depth, meaning = told.width, told.width // told.heads, told.text_encoder_width
     every = width + meaning + told.word_width + 1
-    rows: tuple[str, list[int | None]] = (places, [None, None])
+    rows: tuple[str, list[int | None]] = (floats, [None, None, width])
+    at: tuple[str, list[int | None]] = (places, [None, None])
     kept: _Tensors = {}
     new: _Tensors = {}
     for layer in range(told.layers):
@@ -430,7 +436,7 @@ def signatures(told: Description) -> dict[str, Signature]:
             new[f"{part}.{layer}"] = (floats, [None, None, width])
     size = told.image_size
     state: _Tensors = {"state": (floats, [None, width])}
-    texts: _Tensors = {"ids": rows, "places": rows, "features": (floats, [None, width]), "positions": rows}
+    texts: _Tensors = {"rows": rows, "places": at, "features": (floats, [None, width]), "positions": at}
     keys: _Tensors = {"leader_keys": (floats, [every, None]), "member_keys": (floats, [every, None])}
     meanings: _Tensors = {"meanings": (floats, [None, meaning])}
     words: _Tensors = {"words": (floats, [None, told.word_width])}
@@ -439,11 +445,12 @@ def signatures(told: Description) -> dict[str, Signature]:
             {"pixels": (floats, [None, 3, size, size])},
             {"features": (floats, [None, told.image_tokens, width])},
         ),
+        "tokens": ({"ids": at}, {"rows": rows}),
         "language": ({**texts, "at": (places, [None]), **kept}, {**state, **new}),
         "vocabulary": (state, {"logits": (floats, [None, told.vocabulary])}),
-        "meaning": ({"ids": rows, "lengths": (places, [None])}, {"vectors": (floats, [None, meaning])}),
+        "meaning": ({"rows": rows, "lengths": (places, [None])}, {"vectors": (floats, [None, meaning])}),
         "words": (
-            {"places": rows, "weights": (floats, [None, None])},
+            {"places": at, "weights": (floats, [None, None])},
             {"vectors": (floats, [None, told.word_width])},
         ),
         "fleet": ({"states": (floats, [None, width]), **meanings}, keys),

@@ -115,7 +115,7 @@ def test_a_file_too_many_is_refused(copied: Path, one_line: Callable[[Any], str]
         ({"heads": 3}, "a width of 16 is not that of 3 heads"),
         ({"vocabulary": 50257}, "a vocabulary of 50257 tokens, expected 50262"),
         ({"image_std": [0.2, 0.2, 0]}, "image_std must be three numbers"),
-        ({"version": 99}, "of the format embervlm-onnx/99, expected embervlm-onnx/2"),
+        ({"version": 99}, "of the format embervlm-onnx/99, expected embervlm-onnx/3"),
         ({"more": 1}, "expected quantize, vocabulary"),
         ({"layers": 1}, "language.onnx is not of this model: its inputs differ from onnx.json's at"),
     ],
@@ -144,13 +144,13 @@ def test_graphs_that_are_none_are_refused(copied: Path, one_line: Callable[[Any]
 @pytest.mark.parametrize("location", ["../outside.bin", "/etc/passwd"])
 def test_a_graph_reads_no_file_outside_its_folder(copied: Path, one_line: Callable[[Any], str], location: str) -> None:
     (copied.parent / "outside.bin").write_bytes((copied / "tokens.bin").read_bytes())
-    model = onnx.load(copied / "language.onnx", load_external_data=False)
+    model = onnx.load(copied / "tokens.onnx", load_external_data=False)
     (table,) = (tensor for tensor in model.graph.initializer if tensor.external_data)
     for entry in table.external_data:
         if entry.key == "location":
             entry.value = location
-    rewritten(copied, "language.onnx", model.SerializeToString())
-    assert "language.onnx cannot be opened" in refused(copied, one_line)
+    rewritten(copied, "tokens.onnx", model.SerializeToString())
+    assert "tokens.onnx cannot be opened" in refused(copied, one_line)
 
 
 def test_merges_of_another_vocabulary_are_refused(copied: Path, one_line: Callable[[Any], str]) -> None:
