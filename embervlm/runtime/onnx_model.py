@@ -153,16 +153,15 @@ class OnnxRuntime:
 
     Args:
         folder: as ``embervlm export --format onnx`` writes it.
-        threads: that a graph may take; by default what ``EMBERVLM_THREADS`` says, or all cores.
 
     Raises:
         WeightsError: the folder is incomplete, damaged, or of another kind; or onnxruntime is not installed.
         PreflightError: the model was trained with another wording.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], threads: int | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self._threads = threads_from_environment() if threads is None else threads
+        self._threads = threads_from_environment()
         if not is_complete(self.folder):
             raise WeightsError(f"{folder}: an ONNX model without its manifest. Cure: copy the folder again, all of it")
         self.description = Description.from_folder(self.folder)
@@ -342,8 +341,9 @@ class OnnxRuntime:
         # Weights in an order of their own take as much memory again, which products with one task's row do not repay.
         if name in ("fleet", "selection"):
             options.add_session_config_entry("session.disable_prepacking", "1")
-        # Threads that wait by turning in circles would heat a small machine and take the processor from others.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads wait awake within a run, of which each step takes less than waking them. After it they sleep, since
+        # they would heat a small machine and take the cores from the graph that is next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             session = onnxruntime.InferenceSession(
                 str(self.folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]

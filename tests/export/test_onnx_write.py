@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -117,6 +118,14 @@ def test_a_quantised_model_is_smaller_and_nearly_the_same(
     one, other = (selector.score(asked.tasks, asked.pictures)[0] for selector in (exact, small))
     assert np.abs(one - other).max() > 0 and np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.98
     assert small.select(TASKS[1], Image.new("RGB", (64, 48))).reasoning
+    # The encoder's convolutions are among what is in bytes, whatever their weights share.
+    graph = onnx.load(tmp_path / "small" / "vision.onnx").graph
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    weights = [made_by.get(node.input[1]) for node in graph.node if node.op_type == "Conv"]
+    assert len(weights) > 20 and set(weights) == {"DequantizeLinear"}
+    pixels = [exact.pixels(picture) for picture in asked.pictures if picture is not None]
+    seen = [np.stack([np.asarray(each) for each in of.runtime.see(pixels)]) for of in (exact, small)]
+    assert np.abs(seen[0] - seen[1]).mean() < 0.1 * np.abs(seen[0]).mean()
 
 
 def test_what_lost_too_much_is_not_written(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

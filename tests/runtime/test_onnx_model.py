@@ -169,4 +169,4 @@ def test_threads_are_taken_from_the_environment(exported: Path, monkeypatch: pyt
     monkeypatch.setenv(THREADS_VARIABLE, "1")
     options = OnnxRuntime(exported)._session("fleet").get_session_options()
     assert options.intra_op_num_threads == 1
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
