@@ -85,7 +85,7 @@ def _point(name: str, value: int, options: argparse.Namespace, picture: Path, wo
     if name == "fleet":
         settings["robots"] = value
     run = worker("stepping.py", "step", settings, environment)
-    return {"milliseconds": 1000 * statistics.median(run.result["seconds"]), "peak_mib": run.resident / MIB}
+    return {"milliseconds": 1000 * statistics.median(run.result["seconds"]), "peak_mib": run.result["resident"] / MIB}
 
 
 def _lines(points: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:

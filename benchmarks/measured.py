@@ -100,6 +100,11 @@ def watch(command: Sequence[str], environment: Mapping[str, str] | None = None) 
     return Watched(json.loads(last) if last.startswith("{") else {}, seconds, anonymous, resident)
 
 
+def highest_resident() -> int:
+    """The highest resident memory of this process so far, in bytes."""
+    return _status(os.getpid()).get("VmHWM", 0)
+
+
 def _memory(pid: int) -> tuple[int, int]:
     """Anonymous memory of a process and its descendants now, and the process's own highest resident memory."""
     fields = _status(pid)

@@ -51,7 +51,7 @@ def _measure(options: argparse.Namespace) -> int:
                 }
                 run = worker("stepping.py", "step", settings, {"OMP_NUM_THREADS": str(options.threads)})
                 row = {"stage": stage, "way": way, "precision": precision, "batch_size": size}
-                found["rows"].append(row | run.result | {"peak_mib": run.resident / MIB})
+                found["rows"].append(row | run.result | {"peak_mib": run.result["resident"] / MIB})
             found["verdicts"] += _verdicts(stage, found["rows"])
     return finish(found, _tables(found), options.out / f"training_{options.preset}.json")
 
