@@ -84,8 +84,8 @@ def _row(options: argparse.Namespace, stage: int, processes: int, threads: int, 
         "out": str(work / "run"),
     }
     run = worker("stepping.py", "step" if processes == 1 else "ranks", settings, {"OMP_NUM_THREADS": str(threads)})
-    resident = run.resident if processes == 1 else run.anonymous / processes
-    return {"stage": stage, "processes": processes, "threads": threads, "peak_mib": resident / MIB, **run.result}
+    found = {"stage": stage, "processes": processes, "threads": threads, "peak_mib": run.result["resident"] / MIB}
+    return found | run.result
 
 
 def reckon(stage: int, operations_per_sample: float, parameters: int) -> list[dict[str, float]]:

@@ -488,8 +488,8 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fleet", type=Path, metavar="FILE", help="who can be sent; the model's own fleet without it")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen; this machine alone unless told otherwise")
     parser.add_argument("--port", type=int, default=8000, metavar="P", help="0 takes a free one (default 8000)")
-    parser.add_argument("--slots", type=int, default=8, metavar="N", help="answers written at a time, as one batch")
-    parser.add_argument("--queue", type=int, default=4, metavar="N", help="further requests that may wait; then 429")
+    parser.add_argument("--slots", type=int, default=6, metavar="N", help="answers written at a time, as one batch")
+    parser.add_argument("--queue", type=int, default=2, metavar="N", help="further requests that may wait; then 429")
     parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds for an answer; then 503")
     parser.add_argument(
         "--drain", type=float, default=20.0, metavar="S", help="seconds to end what is in work at SIGTERM"

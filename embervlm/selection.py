@@ -78,8 +78,9 @@ COVERAGE_PERCENTS = range(50, 100)
 MIN_COVERAGE_TASKS = 100
 
 Picture = str | os.PathLike[str] | Image.Image | bytes
-#: Called before each piece of work with the part of the answer that is being written (``requirements``,
-#: ``environment``, ``selection``, ``capabilities``, ``plan``) and its text so far; an exception from it ends the work.
+#: Called whenever tokens are taken in, before the model reads them, with the part of the answer that is being written
+#: (``requirements``, ``environment``, ``selection``, ``capabilities``, ``plan``) and its text so far; an exception from
+#: it ends the work.
 OnStep = Callable[[str, str], None]
 
 

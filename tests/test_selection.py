@@ -38,7 +38,14 @@ from embervlm.selection import (
     fleet_mark,
     read_task_lines,
 )
-from embervlm.tokens import END_OF_TEXT_ID, encode_text
+from embervlm.tokens import (
+    CONTROL_IDS,
+    END_OF_TEXT_ID,
+    REASONING_END,
+    REASONING_START,
+    ROBOT_SELECTION,
+    encode_text,
+)
 
 TASKS = [
     "Inspect the pipe for cracks",
@@ -352,6 +359,45 @@ class Scripted(_Writer):
         if len(self.taken) < len(self.wanted):
             logits[self.wanted[len(self.taken)]] = 9.0
         return logits
+
+
+class Recorded:
+    """A reader that notes what it is given to read."""
+
+    def __init__(self, reader: Any) -> None:
+        self.reader, self.read_so_far = reader, list[tuple[list[int], int, bool]]()
+
+    def read(self, ids: Sequence[int], position: int, features: Any = None) -> Any:
+        self.read_so_far.append((list(ids), position, features is not None))
+        return self.reader.read(ids, position, features)
+
+    def logits(self, state: Any) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self.reader.logits(state)
+        return found
+
+
+@pytest.mark.parametrize("reason", [False, True])
+def test_what_is_taken_in_is_read_once_and_in_order(
+    selectors: list[RobotSelector], picture: Path, reason: bool
+) -> None:
+    selector, readers = selectors[1], list[Recorded]()
+
+    def reader(fleet: Any) -> Any:
+        readers.append(Recorded(selector.runtime.reader(fleet)))
+        return readers[-1]
+
+    selector.select(TASKS[0], picture, reason=reason, reader=reader)
+    found = readers[0].read_so_far
+    # One after another without a gap, the picture with the prompt alone.
+    assert [position for _, position, _ in found] == [
+        sum(len(ids) for ids, _, _ in found[:number]) for number in range(len(found))
+    ]
+    assert [seen for _, _, seen in found] == [True, *[False] * (len(found) - 1)]
+    prompt = selector._prompt(TASKS[0], True)
+    assert found[0][0] == [*prompt, CONTROL_IDS[REASONING_START if reason else ROBOT_SELECTION]]
+    taken = [token for ids, _, _ in found for token in ids]
+    assert taken.count(CONTROL_IDS[ROBOT_SELECTION]) == 1
+    assert any(ids[-2:] == [CONTROL_IDS[REASONING_END], CONTROL_IDS[ROBOT_SELECTION]] for ids, _, _ in found) == reason
 
 
 CHOICES = ["Drone", "Drone XL", "Drone XL 2", "Dredger", "Boat"]

@@ -51,7 +51,7 @@ def encoder_in_bytes(model: onnx.ModelProto, pixels: Iterable[NDArray[np.float32
     """
 
     def quantize(exact: Path, smaller: Path) -> None:
-        # Weights that several convolutions share, such as biases of zeros, would leave these as they are.
+        # Without it, convolutions that share a weight, such as a bias of zeros, would not be quantised.
         quant_pre_process(exact, exact, skip_symbolic_shape=True)
         quantize_static(
             exact,
@@ -83,7 +83,7 @@ class _Pictures(CalibrationDataReader):  # type: ignore[misc]
 def _quantized(model: onnx.ModelProto, quantize: Callable[[Path, Path], None]) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory(prefix="embervlm-export-") as folder:
         exact, smaller = Path(folder) / "exact.onnx", Path(folder) / "bytes.onnx"
-        # The library would warn of shapes that were not inferred, which what is quantised here does without.
+        # The library would warn of shapes that were not inferred, which products do without.
         helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
         onnx.save(model, exact)
         quantize(exact, smaller)

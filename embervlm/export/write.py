@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 QUANTIZE = ("none", "int8")
 #: Points of leader accuracy that a quantised model may lose.
 MOST_LOST = 1.0
-#: Graphs whose products with weights are quantised; the rest decides, and is small.
+#: Graphs whose products with weights are quantised, beside the encoder; the rest decides, and is small.
 _IN_BYTES = ("language", "meaning")
 #: Pictures that the encoder's activations are measured on before they are quantised.
 _CALIBRATED_ON = 64
@@ -65,7 +65,7 @@ class Precision:
 
 EXACT = Precision()
 #: What is tried to quantise a model, the next where one loses too much.
-QUANTISED = (Precision(4, True, True), Precision(8, True, True), Precision(8, True, False))
+QUANTISED = tuple(Precision(bits, True, encoder) for bits in (4, 8) for encoder in (True, False))
 
 
 def save_onnx(
@@ -79,7 +79,7 @@ def save_onnx(
     Args:
         folder: where to; a folder of ONNX graphs that is there is replaced, any other refused.
         source: the model's folder, with its fleet, calibration, metrics and card.
-        quantize: as :func:`write_graphs`.
+        quantize: ``none`` or ``int8``.
         questions: what a quantised model is checked on; without them tasks about rendered scenes.
 
     Returns:
@@ -127,7 +127,8 @@ def _calibration_pixels(selector: RobotSelector, questions: Questions) -> list[F
     """Some of the questions' pictures as the encoder reads them; rendered scenes where they have none."""
     pictures = [picture for picture in questions.pictures if picture is not None]
     pictures = pictures or [picture for picture in rendered_questions().pictures if picture is not None]
-    some = pictures[:: max(1, len(pictures) // _CALIBRATED_ON)][:_CALIBRATED_ON]
+    count = min(_CALIBRATED_ON, len(pictures))
+    some = [pictures[number * len(pictures) // count] for number in range(count)]
     return [pixels for pixels in map(selector.pixels, some) if pixels is not None]
 
 

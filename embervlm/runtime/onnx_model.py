@@ -338,7 +338,7 @@ class OnnxRuntime:
         # Lengths of texts vary, so that planning memory for one gains nothing, nor keeping the largest so far.
         # Pictures are all of one size, and the system would clear the encoder's memory anew for each.
         options.enable_mem_pattern = options.enable_cpu_mem_arena = name == "vision"
-        # Weights in an order of their own take as much memory again, which products with one task's row do not repay.
+        # Weights that are packed for products take as much memory again, which one task's row does not repay.
         if name in ("fleet", "selection"):
             options.add_session_config_entry("session.disable_prepacking", "1")
         # Threads wait awake within a run, of which each step takes less than waking them. After it they sleep, since

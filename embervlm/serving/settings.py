@@ -53,8 +53,8 @@ class Settings:
     model: str = "spark"
     host: str = "127.0.0.1"
     port: int = 8000
-    slots: int = 8
-    queue: int = 4
+    slots: int = 6
+    queue: int = 2
     timeout_s: float = 30.0
     body_timeout_s: float = 10.0
     drain_s: float = 20.0

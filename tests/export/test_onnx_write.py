@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from embervlm.export.graphs import ExportError
 from embervlm.export.tables import Table
 from embervlm.export.write import save_onnx
 from embervlm.fleet import Fleet, Robot
-from embervlm.folders import WeightsError, verify_folder
+from embervlm.folders import _HUB_FILES, WeightsError, verify_folder
 from embervlm.model import EmberVLMProcessor
 from embervlm.model.weights import load_model, save_folder
 from embervlm.prompts import MOST_READ_WHOLE
@@ -119,9 +120,7 @@ def test_a_quantised_model_is_smaller_and_nearly_the_same(
     assert np.abs(one - other).max() > 0 and np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.98
     assert small.select(TASKS[1], Image.new("RGB", (64, 48))).reasoning
     # The encoder's convolutions are among what is in bytes, whatever their weights share.
-    graph = onnx.load(tmp_path / "small" / "vision.onnx").graph
-    made_by = {name: node.op_type for node in graph.node for name in node.output}
-    weights = [made_by.get(node.input[1]) for node in graph.node if node.op_type == "Conv"]
+    weights = convolution_weights(tmp_path / "small")
     assert len(weights) > 20 and set(weights) == {"DequantizeLinear"}
     pixels = [exact.pixels(picture) for picture in asked.pictures if picture is not None]
     seen = [np.stack([np.asarray(each) for each in of.runtime.see(pixels)]) for of in (exact, small)]
@@ -141,9 +140,33 @@ def test_what_lost_too_much_is_not_written(source: Path, tmp_path: Path, monkeyp
         ExportError, match=r"int8 costs 1\.5 points of leader accuracy, more than 1 \(leader right in 78"
     ):
         save_onnx(tmp_path / "out", source, "int8", questions)
-    # Tables of more bits were tried before, and then the exact encoder.
-    assert len(tried) == len(write.QUANTISED) == 3
+    # Tables of more bits were tried before, and the exact encoder with both.
+    assert len(tried) == len(write.QUANTISED) == 4
     assert list(tmp_path.iterdir()) == []
+
+
+def convolution_weights(folder: Path) -> list[str | None]:
+    """What the weights of the encoder's convolutions come from, by the kind of the node."""
+    graph = onnx.load(folder / "vision.onnx").graph
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    return [made_by.get(node.input[1]) for node in graph.node if node.op_type == "Conv"]
+
+
+def test_an_encoder_that_loses_too_much_stays_exact(
+    make_tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_tiny(n_embd=32, tied=False)
+    source = save_folder(tmp_path / "source", model, EmberVLMProcessor.for_config(model.config), Fleet.default())
+    losses = [Loss(200, 0.8, 0.785, 0.95), Loss(200, 0.8, 0.8, 0.99)]
+    monkeypatch.setattr(write, "loss", lambda *_: losses.pop(0))
+    save_onnx(tmp_path / "out", source, "int8", Questions(["Dive!"], [None], [("Drone",)]))
+    assert losses == []
+    weights = convolution_weights(tmp_path / "out")
+    assert len(weights) > 20 and "DequantizeLinear" not in weights
+    # All that a folder has is downloaded from a hub.
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {*FILES, "head.bin"} - {"calibration.json"}
+    assert all(any(fnmatch(name, pattern) for pattern in _HUB_FILES) for name in names)
 
 
 def test_the_loss_counts_right_leaders(exported: Path) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import psutil
 import requests
 
-#: Of the server that is asked; with fewer slots than eight clients need, the test of those is for another server.
-SLOTS, QUEUE = int(os.environ.get("SERVE_SLOTS", "8")), int(os.environ.get("SERVE_QUEUE", "4"))
+#: Of the server that is asked; with less room than eight clients need, the test of those is for another server.
+SLOTS, QUEUE = int(os.environ.get("SERVE_SLOTS", "6")), int(os.environ.get("SERVE_QUEUE", "2"))
 
 
 @dataclass

@@ -156,7 +156,10 @@ def plain_stage_3_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return language + leading + going + matched(features, batch["image_words"]) + matched(states, batch["task_words"])
 
 
-def test_stage_3_learns_what_the_plain_way_learns(make_tiny: Callable[..., Any], pictures: list[Path]) -> None:
+@pytest.mark.parametrize("by_products", [False, True])
+def test_stage_3_learns_what_the_plain_way_learns(
+    make_tiny: Callable[..., Any], pictures: list[Path], by_products: bool
+) -> None:
     model = trained(make_tiny())
     processor = EmberVLMProcessor.for_config(model.config)
     dataset = RobotTaskDataset(tasks(pictures), processor, FLEET, augment=False, seed=0)
@@ -164,6 +167,8 @@ def test_stage_3_learns_what_the_plain_way_learns(make_tiny: Callable[..., Any],
     assert (batch["task_words"] == IGNORED).all(1).tolist() == [False, True, True]  # not all take part
     expected = plain_stage_3_loss(model, batch)
     wanted = gradients(model, expected)
+    if by_products:
+        attend_by_products(model)
     loss = model(**batch).loss
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert_equal(gradients(model, loss), wanted)
@@ -223,7 +228,6 @@ def test_attending_by_products_is_as_near_as_usual_in_bf16(make_tiny: Callable[.
             attend_by_products(model)
             found = model(ids).logits
         assert not torch.equal(found, usual)
-        assert torch.equal(model(ids).logits, exact)  # without autocast nothing is different
     assert float((found - exact).norm()) <= 1.2 * float((usual - exact).norm())
     model.save_pretrained(tmp_path)
     assert "products" not in (tmp_path / "config.json").read_text(encoding="utf-8")
