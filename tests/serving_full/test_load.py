@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import statistics
 import threading
@@ -28,18 +27,12 @@ def ask(served: Served, number: int, reason: bool = True) -> tuple[int, float, d
     return response.status_code, time.perf_counter() - started, response.json()
 
 
-def clients(count: int) -> ThreadPoolExecutor:
-    """Threads that ask, behind the server on the cores that they share with it, as clients elsewhere would not."""
-    return ThreadPoolExecutor(count, initializer=lambda: os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10))
-
-
 def p99(times: list[float]) -> float:
     return sorted(times)[min(len(times) - 1, int(0.99 * len(times)))]
 
 
 def test_load_at_1_4_and_16_times_capacity(served: Served) -> None:
-    with clients(1) as one:
-        alone = [seconds for _, seconds, _ in one.map(lambda number: ask(served, number), range(18))]
+    alone = [ask(served, number)[1] for number in range(18)]
     print(f"alone: median {1000 * statistics.median(alone):.0f} ms, p99 {1000 * p99(alone):.0f} ms")
     for times in (1, 4, 16):
         crowd, stop, health = SLOTS * times, threading.Event(), []
@@ -54,7 +47,7 @@ def test_load_at_1_4_and_16_times_capacity(served: Served) -> None:
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        with clients(crowd) as threads:
+        with ThreadPoolExecutor(crowd) as threads:
             found = list(threads.map(lambda number: ask(served, number), range(crowd * 2)))
         stop.set()
         watcher.join()
@@ -78,11 +71,10 @@ def test_load_at_1_4_and_16_times_capacity(served: Served) -> None:
 def test_eight_clients_share_a_batch_and_get_the_same_answers(served: Served, reason: bool) -> None:
     numbers = range(48 if not reason else 24)
     started = time.perf_counter()
-    with clients(1) as one:
-        alone = list(one.map(lambda number: ask(served, number, reason), numbers))
+    alone = [ask(served, number, reason) for number in numbers]
     one_by_one = time.perf_counter() - started
     started = time.perf_counter()
-    with clients(8) as threads:
+    with ThreadPoolExecutor(8) as threads:
         together = list(threads.map(lambda number: ask(served, number, reason), numbers))
     batched = time.perf_counter() - started
     for (_, _, first), (_, _, second) in zip(alone, together, strict=True):
