@@ -109,7 +109,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
             constant, slope = sweep[key]
             axis.plot(values, [constant + slope * value for value in values], color=colour, alpha=0.4, linewidth=1.5)
             axis.plot(values, [point[key] for point in sweep["points"]], "o", color=colour, markersize=5)
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.08 * max(point[key] for point in sweep["points"]))
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
             if column == 0:
