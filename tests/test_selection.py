@@ -343,6 +343,18 @@ def test_the_fleet_s_order_changes_no_confidence(selectors: list[RobotSelector])
         assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
 
 
+def test_the_fused_encoder_sees_what_the_model_sees(make_selector: Callable[..., RobotSelector], picture: Path) -> None:
+    selector = make_selector()
+    before = {name: tensor.clone() for name, tensor in selector.model.state_dict().items()}
+    pixels = selector.pixels(picture)
+    assert pixels is not None
+    with torch.no_grad():
+        expected = selector.model.get_image_features(torch.from_numpy(pixels)[None])[0]
+    torch.testing.assert_close(selector.runtime.see([pixels])[0], expected, rtol=1e-4, atol=1e-5)
+    after = selector.model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
 class Scripted(_Writer):
     """A writer whose model likes the tokens of ``wanted`` best, one after another, whatever it has read."""
 

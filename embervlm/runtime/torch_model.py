@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from embervlm.words import hashed_words, padded
 
 
 class TorchRuntime:
-    """A model by PyTorch.
+    """A model by PyTorch, its encoder fused as it is now.
 
     Args:
         model: put into eval mode.
@@ -35,6 +36,7 @@ class TorchRuntime:
         check_image_tokens(model, processor)
         check_prompt_version(model.config.prompt_version)
         self.model, self.processor = model.eval(), processor
+        self._encoder = copy.deepcopy(model.vision).requires_grad_(False).fuse()
         self.tokenizer = processor.tokenizer
 
     @classmethod
@@ -64,7 +66,7 @@ class TorchRuntime:
     @torch.inference_mode()
     def see(self, pixels: Sequence[Floats]) -> list[Tensor]:
         """The features of pictures, each (visual tokens, width)."""
-        return list(self.model.get_image_features(torch.from_numpy(np.stack(pixels))))
+        return list(self.model.projector(self._encoder(torch.from_numpy(np.stack(pixels)))))
 
     @torch.inference_mode()
     def encode_fleet(self, texts: Sequence[Sequence[int]]) -> FleetState:
