@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,7 @@ def test_a_full_disk_is_a_fault(monkeypatch: pytest.MonkeyPatch, quick: None) ->
 
 
 def test_a_missing_vocabulary_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    from embervlm import tokens
-
-    monkeypatch.setattr(tokens.metadata, "files", lambda name: [])
+    monkeypatch.setattr(metadata, "files", lambda name: [])
     fault = only_fault(examine())
     assert (fault.name, fault.found) == (
         "tokenizer",
