@@ -27,7 +27,7 @@ from embervlm.data.sample import DataError, Split
 from embervlm.data.stream import StreamCollator, StreamedDataset, without_traceback
 from embervlm.fleet import Fleet
 from embervlm.folders import WeightsError, complete_folder
-from embervlm.model.attention import attend_by_products
+from embervlm.model.attention import attend_in_fp32
 from embervlm.preflight import check_embeddings, check_image_tokens, check_prompt_version
 from embervlm.training.arguments import RunSettings
 from embervlm.training.checkpoints import (
@@ -130,7 +130,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         # Of 1x1 convolutions, whose gradients' strides differ only where there is one element: nothing is lost by it.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         if args.bf16 and args.device.type == "cpu":
-            attend_by_products(model)
+            attend_in_fp32(model)
         self.max_bad_steps = max_bad_steps
         self._running = torch.zeros(len(_RUNNING), device=args.device)
         self._batches = torch.zeros(len(_RUNNING), device=args.device)
