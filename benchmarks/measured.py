@@ -100,9 +100,9 @@ def watch(command: Sequence[str], environment: Mapping[str, str] | None = None) 
     return Watched(json.loads(last) if last.startswith("{") else {}, seconds, anonymous, resident)
 
 
-def highest_resident() -> int:
-    """The highest resident memory of this process so far, in bytes."""
-    return _status(os.getpid()).get("VmHWM", 0)
+def resident(field: str) -> int:
+    """Resident memory of the process that asks, in bytes: ``VmRSS``, now, or ``VmHWM``, the highest so far."""
+    return _status(os.getpid()).get(field, 0)
 
 
 def _memory(pid: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
-from measured import MIB, machine
+from measured import MIB, machine, resident
 from official_files import photo_like_jpeg
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -85,11 +85,6 @@ def _characters_read() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("rchar"))
 
 
-def _resident(name: str) -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
-
-
 def _measure(files: list[str], cache: Path, examples: int) -> dict[str, Any]:
     before = _characters_read()
     shards, counting = _timed(lambda: [scan(file) for file in files])
@@ -101,11 +96,11 @@ def _measure(files: list[str], cache: Path, examples: int) -> dict[str, Any]:
 
     processor = EmberVLMProcessor.for_config(preset_config("ember"))
     dataset = StreamedDataset(catalogue, processor, seed=0, batch_size=32)
-    resident = _resident("VmRSS")
+    without = resident("VmRSS")
     stream: Iterator[Any] = iter(dataset)
     next(stream)
     _, encoding = _timed(lambda: sum(1 for _ in islice(stream, examples)))
-    growth = _resident("VmHWM") - resident
+    growth = (resident("VmHWM") - without) / MIB
     handles = sum(".tar" in str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
     stream.close()  # type: ignore[attr-defined]
 
@@ -152,12 +147,12 @@ class _Skipped(IterableDataset[None]):
 def _at_full_size() -> dict[str, Any]:
     """The bookkeeping of the whole plan, without its files."""
     count = PAIRS // PAIRS_A_SHARD
-    resident = _resident("VmRSS")
+    without = resident("VmRSS")
     shards = [
         Shard(f"/data/{place:05d}.tar", 500_000_000, place, PAIRS_A_SHARD, 0, array("q", range(_OFFSETS_A_SHARD)))
         for place in range(count)
     ]
-    memory = _resident("VmRSS") - resident
+    memory = (resident("VmRSS") - without) / MIB
     lines = [shard.line().encode() for shard in shards]
     _, parsing = _timed(lambda: [Shard.of_line(line) for line in lines])
     catalogue = Catalogue(tuple(shards), {}, frozenset(), ())

@@ -20,7 +20,7 @@ from typing import Any
 import naive
 import torch
 import workload
-from measured import Again, highest_resident, peak_flops
+from measured import Again, peak_flops, resident
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -81,9 +81,9 @@ def step(settings: dict[str, Any]) -> dict[str, Any]:
     fleet = workload.made_fleet(settings["robots"]) if settings.get("robots") else Fleet.default()
     given = _examples(settings, processor, fleet)
     if ours:
-        batches, seconds, profile, trained, resident = _train(model, processor, fleet, given, settings)
+        batches, seconds, profile, trained, highest = _train(model, processor, fleet, given, settings)
     else:
-        batches, seconds, profile, trained, resident = _train_plainly(model, processor, fleet, given, settings)
+        batches, seconds, profile, trained, highest = _train_plainly(model, processor, fleet, given, settings)
     counted = batches if ours and "tokens" not in settings else batches[:1]  # the others are all of one length
     operations = statistics.fmean(_count(model, batch, dtype, plainly=not ours) for batch in counted)
     of_batches = [seconds[number :: len(batches)] for number in range(min(len(batches), len(seconds)))]
@@ -99,7 +99,7 @@ def step(settings: dict[str, Any]) -> dict[str, Any]:
         "supervised": sum(int((batch["labels"] != -100).sum()) for batch in batches)
         / (len(batches) * settings["batch_size"]),
         "trained_parameters": trained,
-        "resident": resident,
+        "resident": highest,
         "profile": profile,
     }
 
@@ -142,7 +142,7 @@ def _train(model: Any, processor: Any, fleet: Fleet, given: Any, settings: dict[
     trainer.train()
     model.language_model.transformer._compiled_call_impl = None  # so that its operations can be counted
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return batches, clock.seconds[WARM_UP : WARM_UP + settings["steps"]], clock.profile, trained, clock.resident
+    return batches, clock.seconds[WARM_UP : WARM_UP + settings["steps"]], clock.profile, trained, clock.highest
 
 
 def _train_plainly(model: Any, processor: Any, fleet: Fleet, given: Any, settings: dict[str, Any]) -> Any:
@@ -167,9 +167,9 @@ def _train_plainly(model: Any, processor: Any, fleet: Fleet, given: Any, setting
         optimizer.zero_grad()
         loss.item()
         seconds.append(time.perf_counter() - started)
-    resident = highest_resident()
+    highest = resident("VmHWM")
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return batches, seconds[1:], None, trained, resident
+    return batches, seconds[1:], None, trained, highest
 
 
 def _count(model: Any, batch: dict[str, Any], dtype: torch.dtype, *, plainly: bool) -> float:
@@ -206,7 +206,7 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, profiled: int | None) -> None:
         self.seconds: list[float] = []
-        self.resident = 0
+        self.highest = 0
         self.profiled, self.profile = profiled, None
         self._started = 0.0
         self._profiler: Any = None
@@ -220,7 +220,7 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.seconds.append(time.perf_counter() - self._started)
         if self._profiler is None:  # which takes memory of its own
-            self.resident = highest_resident()
+            self.highest = resident("VmHWM")
         else:
             self._profiler.__exit__(None, None, None)
             self.profile, self._profiler = _shares(self._profiler.key_averages()), None

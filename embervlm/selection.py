@@ -400,9 +400,8 @@ class RobotSelector:
             clock.lap("reasoning")
         writer.begin("selection")
         writer.read([CONTROL_IDS[ROBOT_SELECTION]])
-        leader_logits, whole, counts = self.runtime.match(
-            writer.state, [task], state
-        )  # (1, robots) twice, (1, counted)
+        # (1, robots) twice, (1, counted)
+        leader_logits, whole, counts = self.runtime.match(writer.state, [task], state)
         leading = self.leading(leader_logits, [image is not None])[0].tolist()
         order = sorted(range(len(fleet)), key=lambda index: -leading[index])
         parts = clauses(task)

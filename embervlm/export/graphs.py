@@ -56,7 +56,7 @@ class Vision(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.vision = copy.deepcopy(model.vision).eval().fuse()
+        self.vision = model.vision.fused()
         self.projector = model.projector
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 QUANTIZE = ("none", "int8")
 #: Points of leader accuracy that a quantised model may lose.
 MOST_LOST = 1.0
-#: Graphs whose products with weights are quantised, beside the encoder; the rest decides, and is small.
-_IN_BYTES = ("language", "meaning")
+#: Graphs whose products with weights are quantised; the rest decides, and is small.
+_IN_BYTES = ("vision", "language", "meaning")
 #: Pictures that the encoder's activations are measured on before they are quantised.
 _CALIBRATED_ON = 64
 _TYPES = {"tensor(float)": TensorProto.FLOAT, "tensor(int64)": TensorProto.INT64}
@@ -176,7 +176,7 @@ def write_graphs(
         made = traced(graph)
         if graph.name == "vision" and precision.encoder:
             made = encoder_in_bytes(made, pictures)
-        elif graph.name in (*_IN_BYTES, "vision") and precision.products:
+        elif graph.name in _IN_BYTES and precision.products:
             made = in_bytes(made)
         if precision.products:
             halve(made)

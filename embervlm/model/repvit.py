@@ -6,6 +6,7 @@ those of timm's ``repvit_m0_9``, so that its released weights load by name; the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import cast
 
@@ -177,6 +178,10 @@ class RepViT(nn.Module):
         """
         _fuse_children(self)
         return self
+
+    def fused(self) -> RepViT:
+        """A fused copy, in eval mode and without gradients; the encoder itself stays as it is, to be saved."""
+        return copy.deepcopy(self).eval().requires_grad_(False).fuse()
 
 
 def _fuse_children(module: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +35,7 @@ class TorchRuntime:
         check_image_tokens(model, processor)
         check_prompt_version(model.config.prompt_version)
         self.model, self.processor = model.eval(), processor
-        self._encoder = copy.deepcopy(model.vision).requires_grad_(False).fuse()
+        self._encoder = model.vision.fused()
         self.tokenizer = processor.tokenizer
 
     @classmethod

@@ -36,16 +36,8 @@ TASKS = [
 ]
 FILES = {
     *(f"{name}.onnx" for name in GRAPHS),
-    *(
-        "tokens.bin",
-        "words.bin",
-        "merges.txt",
-        "onnx.json",
-        "config.json",
-        "fleet.yaml",
-        "calibration.json",
-        "manifest.json",
-    ),
+    *("tokens.bin", "words.bin", "merges.txt", "onnx.json", "config.json"),
+    *("fleet.yaml", "calibration.json", "manifest.json"),
 }
 
 
